@@ -1,0 +1,1 @@
+"""Files of images to and from `Volume`, one file per format."""
