@@ -1,0 +1,135 @@
+"""Strides, dilation and padding, written out for every spatial axis."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax import lax
+
+from biojax.errors import ShapeError
+from biojax.typing import Array, IntOrTuple, Padding, Precision
+
+__all__ = [
+    "Geometry",
+    "Pads",
+    "conv_pads",
+    "dilated",
+    "out_size",
+    "pad",
+    "per_axis",
+    "transpose_pads",
+]
+
+Pads = tuple[tuple[int, int], ...]
+
+
+class Geometry(NamedTuple):
+    """What every implementation is told, written out for each spatial axis."""
+
+    strides: tuple[int, ...]
+    pads: Pads
+    dilation: tuple[int, ...]
+    groups: int
+    precision: Precision
+
+
+def per_axis(where: str, name: str, value: IntOrTuple, rank: int) -> tuple[int, ...]:
+    """One positive integer for each of `rank` axes; a single one is repeated.
+
+    Raises:
+      ShapeError: the wrong number of them, or one below 1.
+    """
+    values = (value,) * rank if isinstance(value, int | np.integer) else tuple(value)
+    if len(values) != rank or any(int(v) != v or v < 1 for v in values):
+        raise ShapeError(
+            where,
+            f"{name}={value!r}",
+            f"one integer, or {rank} of them, each at least 1",
+            f"Give {name} one number per spatial axis",
+        )
+    return tuple(int(v) for v in values)
+
+
+def dilated(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """The extent of a kernel whose taps are `dilation` apart.
+
+    >>> dilated((3, 5), (2, 1))
+    (5, 5)
+    """
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+
+
+def conv_pads(
+    where: str,
+    padding: Padding,
+    spatial: Sequence[int],
+    extent: Sequence[int],
+    strides: Sequence[int],
+) -> Pads:
+    """Zeros before and after each axis, for a window of `extent`.
+
+    "SAME" gives ceil(n / stride) outputs, the odd zero at the end, as in TensorFlow and Flax.
+
+    Raises:
+      ShapeError: an unknown name, or not one pair per axis.
+    """
+    if isinstance(padding, str):
+        if padding.upper() not in ("SAME", "VALID"):
+            raise _padding_error(where, padding, len(spatial))
+        return tuple(lax.padtype_to_pads(spatial, extent, strides, padding.upper()))
+    return _explicit(where, padding, len(spatial))
+
+
+def transpose_pads(
+    where: str, padding: Padding, extent: Sequence[int], strides: Sequence[int]
+) -> Pads:
+    """Zeros before and after each axis of the input already spread out by `strides`.
+
+    "SAME" gives n * stride outputs, "VALID" n * stride + max(k - stride, 0), as in
+    `jax.lax.conv_transpose`.
+    """
+    if not isinstance(padding, str):
+        return _explicit(where, padding, len(extent))
+    if padding.upper() not in ("SAME", "VALID"):
+        raise _padding_error(where, padding, len(extent))
+    pads = []
+    for k, s in zip(extent, strides, strict=True):
+        if padding.upper() == "VALID":
+            total, before = k + s - 2 + max(k - s, 0), k - 1
+        else:
+            total = k + s - 2
+            before = k - 1 if s > k - 1 else -(-total // 2)
+        pads.append((before, total - before))
+    return tuple(pads)
+
+
+def out_size(size: int, pad: tuple[int, int], extent: int, stride: int) -> int:
+    """How many windows fit along one axis."""
+    return (size + sum(pad) - extent) // stride + 1
+
+
+def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
+    """Fill around the spatial axes of (b, *spatial, c); negative widths crop."""
+    widths = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
+    return lax.pad(x, np.asarray(value, x.dtype), widths)
+
+
+def _explicit(where: str, padding: int | Sequence[tuple[int, int]], rank: int) -> Pads:
+    if isinstance(padding, int | np.integer):
+        return ((int(padding), int(padding)),) * rank
+    try:
+        pads = tuple((int(before), int(after)) for before, after in padding)
+    except (TypeError, ValueError):
+        raise _padding_error(where, padding, rank) from None
+    if len(pads) != rank:
+        raise _padding_error(where, padding, rank)
+    return pads
+
+
+def _padding_error(where: str, padding: object, rank: int) -> ShapeError:
+    return ShapeError(
+        where,
+        f"padding={padding!r}",
+        f"'SAME', 'VALID', one integer, or {rank} pairs (before, after)",
+        "Write the padding in one of these forms",
+    )

@@ -1,0 +1,127 @@
+"""Every implementation of every kernel against its reference, forward and VJP, over the specs.
+
+The reference runs in float64. The public function is called with the reference put in the place
+of the implementation, so that both see the same arguments.
+"""
+
+import math
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax import kernels
+from biojax.errors import UnsupportedError
+from biojax.kernels.attention import reference as attention_reference
+from biojax.kernels.conv import reference as conv_reference
+from biojax.kernels.pool import reference as pool_reference
+from biojax.kernels.scan import reference as scan_reference
+from biojax.kernels.specs import SPECS, Spec
+
+REFERENCES = {
+    "conv": conv_reference,
+    "conv_transpose": conv_reference,
+    "max_pool": pool_reference,
+    "avg_pool": pool_reference,
+    "linear_scan": scan_reference,
+    "rnn": scan_reference,
+    "lstm": scan_reference,
+    "gru": scan_reference,
+    "attention": attention_reference,
+}
+IMPLEMENTATIONS = {
+    "conv": ["xla", "planes"],
+    "conv_transpose": ["xla", "matmul"],
+    "max_pool": ["xla"],
+    "avg_pool": ["xla"],
+    "linear_scan": ["sequential", "associative"],
+    "rnn": ["sequential"],
+    "lstm": ["sequential"],
+    "gru": ["sequential"],
+    "attention": ["xla"],
+}
+CASES = [
+    pytest.param(kernel, name, spec, dtype, id=f"{kernel}-{name}-{spec.name}-{dtype}")
+    for kernel, names in IMPLEMENTATIONS.items()
+    for name in names
+    for spec in SPECS[kernel]
+    for dtype in ("float32", "bfloat16")
+]
+
+
+def arrays(spec: Spec, kernel: str) -> list[np.ndarray]:
+    rng = np.random.default_rng(len(spec.name))
+    values = [rng.standard_normal(shape) for shape in spec.shapes]
+    if kernel == "linear_scan":
+        values[0] = rng.uniform(0.1, 1.0, spec.shapes[0])
+    if kernel in ("rnn", "lstm", "gru"):
+        values[1:4] = [v / 2 for v in values[1:4]]
+    # Rounded to bfloat16, so that every dtype starts from the same numbers.
+    return [np.asarray(jnp.asarray(v, jnp.bfloat16), np.float64) for v in values]
+
+
+def run(kernel: str, spec: Spec, values, cotangent_seed: int, implementation: str | None):
+    """Outputs and gradients for a fixed random cotangent."""
+
+    def scalar(values):
+        options = dict(spec.options)
+        window = (options.pop("window"),) if "window" in options else ()
+        out = getattr(kernels, kernel)(*values, *window, **options, implementation=implementation)
+        leaves = jax.tree.leaves(out)
+        rng = np.random.default_rng(cotangent_seed)
+        total = sum(
+            jnp.sum(
+                leaf.astype(values[0].dtype) * rng.standard_normal(leaf.shape).astype(leaf.dtype)
+            )
+            for leaf in leaves
+        )
+        return total, leaves
+
+    (_, outputs), gradients = jax.jit(jax.value_and_grad(scalar, has_aux=True))(values)
+    return [*outputs, *gradients]
+
+
+_expected: dict[tuple[str, str], list[np.ndarray]] = {}
+
+
+def expected(kernel: str, spec: Spec) -> list[np.ndarray]:
+    """The float64 reference, computed once for each spec."""
+    if (kernel, spec.name) not in _expected:
+        reference = getattr(REFERENCES[kernel], kernel)
+        package = f"biojax.kernels.{REFERENCES[kernel].__name__.split('.')[2]}"
+        with jax.enable_x64(), mock.patch(f"{package}.select", return_value=reference):
+            values = [jnp.asarray(v, jnp.float64) for v in arrays(spec, kernel)]
+            out = run(kernel, spec, values, 0, None)
+            _expected[kernel, spec.name] = [np.asarray(v) for v in out]
+    return _expected[kernel, spec.name]
+
+
+def reduction_length(spec: Spec) -> int:
+    """No sum here is longer than this, forward or backward."""
+    return max(math.prod(shape) for shape in spec.shapes)
+
+
+def refuses(name: str, spec: Spec) -> bool:
+    """What an implementation says it cannot do; everything else it must."""
+    if name == "planes":
+        return not spec.name.startswith("3d") or "feature_group_count" in spec.options
+    return name == "matmul" and "kernel_is_stride" not in spec.name and spec.name != "3d_flat"
+
+
+@pytest.mark.parametrize(("kernel", "name", "spec", "dtype"), CASES)
+def test_matches_reference(kernel, name, spec, dtype):
+    values = [jnp.asarray(v, dtype) for v in arrays(spec, kernel)]
+    if refuses(name, spec):
+        with pytest.raises(UnsupportedError, match=f"implementation='{name}'"):
+            run(kernel, spec, values, 0, name)
+        return
+    results = run(kernel, spec, values, 0, name)
+    tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(reduction_length(spec))
+    for got, want in zip(results, expected(kernel, spec), strict=True):
+        assert got.dtype == dtype
+        assert got.shape == want.shape
+        scale = max(1.0, float(np.abs(want).max()))
+        error = float(np.abs(np.asarray(got, np.float64) - want).max()) / scale
+        assert error <= tolerance, f"{kernel} {name} {spec}: {error:.2e} > {tolerance:.2e}"
