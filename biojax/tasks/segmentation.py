@@ -1,0 +1,93 @@
+"""Segmentation: a class for every voxel."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from biojax import metrics
+from biojax.losses import dice_cross_entropy
+from biojax.tasks.task import apply_model, init_variables
+from biojax.typing import Array, ArrayLike, Key
+
+__all__ = ["Segmentation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """Give each voxel one of c classes that exclude each other; class 0 is the background.
+
+    A batch has `image` (b, *spatial, channels) and `label` (b, *spatial), whole numbers from 0 to
+    c - 1. Calling the task gives `(loss, (metrics, batch_stats))`, see `Task`; the metric is
+    `accuracy`, the share of voxels that are right, without those whose label is no class.
+
+    Attributes:
+      model: maps images to logits (b, *spatial, c), c at least 2.
+      loss: a function of (logits, labels) from `biojax.losses`, options given by
+        `functools.partial`.
+
+    Raises:
+      ShapeError: by the loss, if logits and labels do not fit or there is a single class.
+    """
+
+    model: nn.Module
+    loss: Callable[[Array, ArrayLike], Array] = dice_cross_entropy
+
+    def init(self, key: Key, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables to start from, for images of the batch's shape."""
+        return init_variables(self.model, key, batch["image"])
+
+    def __call__(
+        self, variables: Mapping[str, Any], batch: Mapping[str, ArrayLike], *, key: Key, train: bool
+    ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
+        """The loss, and beside it the metrics and the new `batch_stats`."""
+        logits, batch_stats = apply_model(
+            self.model, variables, batch["image"], key=key, train=train
+        )
+        labels = jnp.asarray(batch["label"])
+        loss = self.loss(logits, labels)
+        counted = (labels >= 0) & (labels < logits.shape[-1])
+        right = counted & (logits.argmax(-1) == labels)
+        voxels = tuple(range(1, labels.ndim))
+        accuracy = (right.sum(voxels) / jnp.maximum(counted.sum(voxels), 1)).mean()
+        return loss, ({"accuracy": accuracy}, batch_stats)
+
+    def predict(self, variables: Mapping[str, Any], image: ArrayLike) -> Array:
+        """Probabilities (b, *spatial, c), float32, of images (b, *spatial, channels)."""
+        logits = self.model.apply(variables, image, train=False)
+        return jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+
+    def score(
+        self, probabilities: Iterable[ArrayLike], labels: Iterable[ArrayLike]
+    ) -> dict[str, float]:
+        """Dice of each class, the mean over cases, on the host.
+
+        Args:
+          probabilities: one (*spatial, c) per case; sizes may differ.
+          labels: one (*spatial) per case.
+
+        Returns:
+          `dice_1` ... `dice_{c-1}`, and `dice`, their mean. A class that a case has neither in its
+          labels nor in its prediction is left out there; NaN if that is so in every case.
+
+        Raises:
+          DataError: a label that is no class.
+        """
+        rows = []
+        for p, y in zip(probabilities, labels, strict=True):
+            p, y = np.asarray(p), np.asarray(y)
+            matrix = metrics.confusion_matrix(y, p.argmax(-1), p.shape[-1])
+            rows.append(np.asarray(metrics.dice(matrix))[1:])
+        per_class = [_mean(column) for column in np.transpose(rows)]
+        names = [f"dice_{i}" for i in range(1, len(per_class) + 1)]
+        return {"dice": _mean(per_class), **dict(zip(names, per_class, strict=True))}
+
+
+def _mean(values: Any) -> float:
+    values = np.asarray(values, float)
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
