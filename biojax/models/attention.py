@@ -1,0 +1,63 @@
+"""A classifier by self-attention over a sequence of tokens.
+
+Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, sections 3.2 and 3.5;
+Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, section 3.1, with the mean of the
+tokens in place of a class token.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from biojax.models.checks import check_image
+from biojax.modules import PatchEmbed, TransformerBlock, sincos_positions
+from biojax.typing import Array, Dtype, IntOrTuple
+
+__all__ = ["AttentionClassifier"]
+
+
+class AttentionClassifier(nn.Module):
+    """Tokens, blocks of self-attention, the mean token, logits.
+
+    Args:
+      num_classes: logits.
+      spatial_dims: 1 for sequences (b, t, c); images of 2 or 3 are cut into patches.
+      patch_size: pixels that make one token.
+      features: size of a token.
+      num_heads: heads of attention; must divide features.
+      num_layers: blocks.
+      mlp_ratio: width of a block's hidden layer over features.
+      dropout_rate: while training.
+      dtype: of the computation; logits are float32 at least.
+      param_dtype: of the parameters.
+    """
+
+    num_classes: int
+    spatial_dims: int = 1
+    patch_size: IntOrTuple = 1
+    features: int = 64
+    num_heads: int = 4
+    num_layers: int = 2
+    mlp_ratio: float = 4.0
+    dropout_rate: float = 0.0
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """(b, *spatial, c) to (b, num_classes)."""
+        check_image("attention_classifier", x, self.spatial_dims, (1,) * self.spatial_dims)
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
+        x = x + sincos_positions(x.shape[1], self.features).astype(x.dtype)
+        for i in range(self.num_layers):
+            x = TransformerBlock(
+                self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                dropout_rate=self.dropout_rate,
+                name=f"block{i}",
+                **kind,
+            )(x, train=train)
+            self.sow("intermediates", f"block{i}", x)
+        x = nn.LayerNorm(name="norm", **kind)(x).mean(axis=1)
+        y = nn.Dense(self.num_classes, name="head", **kind)(x)
+        return y.astype(jnp.promote_types(y.dtype, jnp.float32))

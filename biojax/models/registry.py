@@ -1,0 +1,100 @@
+"""Models by name."""
+
+import dataclasses
+import fnmatch
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from biojax.errors import ConfigError, nearest
+from biojax.models.attention import AttentionClassifier
+from biojax.models.cnn import CNNClassifier
+from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
+from biojax.models.unet import UNet
+
+__all__ = ["MODELS", "count_parameters", "create_model", "list_models"]
+
+MODELS: dict[str, type[nn.Module]] = {
+    "attention_classifier": AttentionClassifier,
+    "cnn_classifier": CNNClassifier,
+    "rnn_classifier": RNNClassifier,
+    "rnn_encoder_decoder": RNNEncoderDecoder,
+    "unet": UNet,
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that `create_model` knows, in order.
+
+    Args:
+      pattern: with `*` and `?` as in a shell.
+
+    >>> list_models("rnn*")
+    ['rnn_classifier', 'rnn_encoder_decoder']
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def create_model(name: str, **fields) -> nn.Module:
+    """A model by name; it holds no parameters before `init`.
+
+    Args:
+      name: one of `list_models()`.
+      **fields: the model's fields, in place of its defaults. Lists count as tuples, so that what
+        was read from JSON serves.
+
+    Raises:
+      ConfigError: no such model, no such field, or a field without default left out.
+
+    >>> create_model("unet", out_channels=4, features=[8, 16]).stride
+    (2, 2, 2)
+    """
+    if name not in MODELS:
+        raise ConfigError(
+            "create_model",
+            f"{name!r}",
+            f"one of {', '.join(list_models())}",
+            "Name one of these",
+            nearest(name, MODELS),
+        )
+    model = MODELS[name]
+    known = {f.name: f for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    for field in fields:
+        if field not in known:
+            raise ConfigError(
+                f"create_model({name!r})",
+                f"field {field!r}",
+                f"some of {', '.join(known)}",
+                "Leave it out or correct it",
+                nearest(field, known),
+            )
+    for field, about in known.items():
+        if field not in fields and about.default is dataclasses.MISSING:
+            raise ConfigError(
+                f"create_model({name!r})",
+                f"no {field!r}",
+                f"{field}=..., which has no default",
+                f"Add {field}=",
+            )
+    return model(**{field: _frozen(value) for field, value in fields.items()})
+
+
+def count_parameters(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """The exact number of parameters, found without computing or allocating anything.
+
+    Args:
+      model: any model.
+      shape: of its input, (b, *spatial, c).
+
+    >>> count_parameters(create_model("cnn_classifier"), (1, 224, 224, 3))
+    44396609
+    """
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _frozen(value):
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value

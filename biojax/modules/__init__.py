@@ -1,0 +1,23 @@
+"""Linen modules: they own parameters and call kernels."""
+
+from biojax.modules.attention import MultiHeadAttention, TransformerBlock
+from biojax.modules.conv import Conv, ConvBlock, ConvTranspose
+from biojax.modules.embed import PatchEmbed, sincos_positions
+from biojax.modules.norm import make_norm
+from biojax.modules.recurrent import GRU, LSTM, RNN, Bidirectional, make_recurrent
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Bidirectional",
+    "Conv",
+    "ConvBlock",
+    "ConvTranspose",
+    "MultiHeadAttention",
+    "PatchEmbed",
+    "TransformerBlock",
+    "make_norm",
+    "make_recurrent",
+    "sincos_positions",
+]

@@ -1,0 +1,66 @@
+"""Normalisation layers by name."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from biojax.errors import ConfigError, nearest
+from biojax.typing import Dtype
+
+__all__ = ["make_norm"]
+
+NORMS = ("batch", "group", "instance", "layer")
+
+
+def make_norm(
+    name: str | None,
+    train: bool = False,
+    *,
+    num_groups: int = 8,
+    dtype: Dtype | None = None,
+    param_dtype: Dtype = jnp.float32,
+) -> Callable:
+    """A normalisation layer for (b, *spatial, c), to be called inside of a compact module.
+
+    | name | mean and variance over | source |
+    | --- | --- | --- |
+    | batch | batch and space; running averages when not training | Ioffe and Szegedy 2015 |
+    | group | space and c / num_groups channels | Wu and He 2018 |
+    | instance | space | Ulyanov et al. 2016 |
+    | layer | channels, at each pixel alone | Ba et al. 2016 |
+    | None | nothing: the identity | |
+
+    Layer normalisation alone does not depend on what else lies in a window, so windows cut in
+    any way give the same output. Statistics are held in float32.
+
+    Args:
+      name: one of the above.
+      train: whether batch statistics are those of this batch.
+      num_groups: of group normalisation; must divide the channels.
+      dtype: of the output.
+      param_dtype: of scale and bias.
+
+    Raises:
+      ConfigError: no normalisation of that name.
+    """
+    kind = {"dtype": dtype, "param_dtype": param_dtype}
+    if name is None:
+        return lambda x: x
+    if name == "batch":
+        return nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm", **kind
+        )
+    if name == "group":
+        return nn.GroupNorm(num_groups=num_groups, epsilon=1e-5, name="norm", **kind)
+    if name == "instance":
+        return nn.InstanceNorm(epsilon=1e-5, name="norm", **kind)
+    if name == "layer":
+        return nn.LayerNorm(epsilon=1e-6, name="norm", **kind)
+    raise ConfigError(
+        "make_norm",
+        f"{name!r}",
+        f"one of {', '.join(map(repr, NORMS))}, or None",
+        "Name one of these",
+        nearest(name, NORMS),
+    )
