@@ -39,7 +39,7 @@ def ball(radius, centre, spacing=1.0):
     ],
 )
 def test_hausdorff_published_values(ball_a, ball_b, spacing, percentile, directed, undirected):
-    a, b = ball(*ball_a, spacing), ball(*ball_b, spacing)
+    a, b = ball(*ball_a, spacing=spacing), ball(*ball_b, spacing=spacing)
     value = metrics.hausdorff(a, b, spacing=spacing, percentile=percentile, directed=True)
     assert value == pytest.approx(directed, rel=1e-6)
     value = metrics.hausdorff(a, b, spacing=spacing, percentile=percentile)
@@ -55,7 +55,7 @@ def test_hausdorff_published_values(ball_a, ball_b, spacing, percentile, directe
     ],
 )
 def test_average_distance_published_values(ball_a, ball_b, spacing, symmetric, directed):
-    a, b = ball(*ball_a, spacing), ball(*ball_b, spacing)
+    a, b = ball(*ball_a, spacing=spacing), ball(*ball_b, spacing=spacing)
     assert metrics.assd(a, b, spacing=spacing) == pytest.approx(symmetric, rel=2e-6)
     a_to_b, _ = metrics.surface_distances(a, b, spacing=spacing)
     assert a_to_b.mean() == pytest.approx(directed, rel=2e-6)
