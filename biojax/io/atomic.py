@@ -55,11 +55,12 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[P
         _refuse(path, overwrite)  # the block may have run for hours
         os.replace(temporary, path)
     except OSError as error:
-        if str(temporary) not in (error.filename, error.filename2) and error.errno not in _NO_ROOM:
+        own = str(temporary) in (error.filename, error.filename2) or error.errno in _NO_ROOM
+        if not own and not str(error).endswith(" written"):  # numpy's way to say a full disk
             raise
         raise FileError(
             str(path),
-            f"'{error.strerror}' while writing",
+            f"'{error.strerror or error}' while writing",
             "a folder that takes the file",
             "Free space there, check its permissions, or write elsewhere",
         ) from error
