@@ -2,37 +2,47 @@
 
 from biojax.data.augment import augment, random_flip, random_intensity, random_rot90
 from biojax.data.boxes import boxes
+from biojax.data.dataset import Case, check_labels, find_cases, load_case
 from biojax.data.intensity import (
     ClipWindow,
     Compose,
     MinMax,
     Percentile,
+    Step,
     ZScore,
     clip_window,
     from_config,
     minmax,
-    otsu_threshold,
     percentile,
     to_config,
     zscore,
 )
+from biojax.data.loader import patches, samples
+from biojax.data.otsu import otsu_threshold
 
 __all__ = [
+    "Case",
     "ClipWindow",
     "Compose",
     "MinMax",
     "Percentile",
+    "Step",
     "ZScore",
     "augment",
     "boxes",
+    "check_labels",
     "clip_window",
+    "find_cases",
     "from_config",
+    "load_case",
     "minmax",
     "otsu_threshold",
+    "patches",
     "percentile",
     "random_flip",
     "random_intensity",
     "random_rot90",
+    "samples",
     "to_config",
     "zscore",
 ]

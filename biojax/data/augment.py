@@ -15,12 +15,12 @@ from biojax.typing import Array, Key
 
 __all__ = ["augment", "random_flip", "random_intensity", "random_rot90"]
 
-Sample = Mapping[str, Array]
+_Sample = Mapping[str, Array]
 
 
 def augment(
-    key: Key, batch: Sample, transforms: Sequence[Callable[[Key, Sample], Sample]], *, first=0
-) -> Sample:
+    key: Key, batch: _Sample, transforms: Sequence[Callable[[Key, _Sample], _Sample]], *, first=0
+) -> _Sample:
     """Apply transforms in order to every sample of a batch, each with a key of its own.
 
     Sample i has the key fold_in(key, first + i), and transform j of it fold_in(that, j). What
@@ -36,11 +36,10 @@ def augment(
     Returns:
       A dict of the same shapes and dtypes.
 
-    >>> from functools import partial
-    >>> batch = {"image": jnp.zeros((2, 4, 4, 1)), "label": jnp.zeros((2, 4, 4), jnp.int32)}
-    >>> transforms = (random_flip, partial(random_intensity, noise=0.1))
-    >>> augment(jax.random.key(0), batch, transforms)["image"].shape
-    (2, 4, 4, 1)
+    >>> batch = {"image": jnp.arange(6.0).reshape(2, 3, 1), "label": jnp.arange(6).reshape(2, 3)}
+    >>> augment(jax.random.key(0), batch, [random_flip])["label"]
+    Array([[2, 1, 0],
+           [3, 4, 5]], dtype=int32)
     """
 
     def one(i, sample):
@@ -52,7 +51,7 @@ def augment(
     return jax.vmap(one)(first + jnp.arange(batch["image"].shape[0]), dict(batch))
 
 
-def random_flip(key: Key, sample: Sample, axes: Sequence[int] | None = None) -> Sample:
+def random_flip(key: Key, sample: _Sample, axes: Sequence[int] | None = None) -> _Sample:
     """Mirror along each of the spatial axes, independently, with probability 1/2.
 
     Args:
@@ -74,7 +73,7 @@ def random_flip(key: Key, sample: Sample, axes: Sequence[int] | None = None) -> 
     return _move(sample, move)
 
 
-def random_rot90(key: Key, sample: Sample, plane: tuple[int, int] = (-2, -1)) -> Sample:
+def random_rot90(key: Key, sample: _Sample, plane: tuple[int, int] = (-2, -1)) -> _Sample:
     """Turn by 0, 90, 180 or 270 degrees in a plane, each with probability 1/4.
 
     Args:
@@ -96,18 +95,18 @@ def random_rot90(key: Key, sample: Sample, plane: tuple[int, int] = (-2, -1)) ->
             "Crop patches square in the plane, or use random_flip",
         )
     turns = jax.random.randint(key, (), 0, 4)
-    rotations = [lambda x, k=k: jnp.rot90(x, k, axes) for k in range(4)]
+    rotations = [lambda x, k=k: jnp.rot90(x, k, (axes[0], axes[1])) for k in range(4)]
     return _move(sample, lambda x: jax.lax.switch(turns, rotations, x))
 
 
 def random_intensity(
     key: Key,
-    sample: Sample,
+    sample: _Sample,
     scale: float = 0.1,
     shift: float = 0.1,
     gamma: float = 0.0,
     noise: float = 0.0,
-) -> Sample:
+) -> _Sample:
     """Change the image's intensities and never the label's.
 
         y = a r(x) + b + noise n,    r(x) = l + (h - l) ((x - l) / (h - l))^g
@@ -153,7 +152,7 @@ def random_intensity(
     return {**sample, "image": x.astype(image.dtype)}
 
 
-def _spatial_axes(where: str, sample: Sample, axes: Sequence[int] | None) -> tuple[int, ...]:
+def _spatial_axes(where: str, sample: _Sample, axes: Sequence[int] | None) -> tuple[int, ...]:
     rank = sample["image"].ndim - 1
     wanted = tuple(range(rank)) if axes is None else tuple(axes)
     found = tuple(axis + rank if axis < 0 else axis for axis in wanted)
@@ -167,7 +166,7 @@ def _spatial_axes(where: str, sample: Sample, axes: Sequence[int] | None) -> tup
     return found
 
 
-def _move(sample: Sample, move: Callable[[Array], Array]) -> Sample:
+def _move(sample: _Sample, move: Callable[[Array], Array]) -> _Sample:
     image, label = sample["image"], sample.get("label")
     moved = {**sample, "image": move(image)}
     spatial = image.shape[:-1]

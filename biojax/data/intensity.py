@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from biojax.data.otsu import otsu_threshold
 from biojax.errors import ConfigError, DataError, ShapeError, nearest
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "clip_window",
     "from_config",
     "minmax",
-    "otsu_threshold",
     "percentile",
     "to_config",
     "zscore",
@@ -236,47 +236,16 @@ def minmax(image: np.ndarray) -> np.ndarray:
     return MinMax()(image)
 
 
-def otsu_threshold(image: np.ndarray) -> float:
-    """The threshold that best parts the values in two, by a histogram of 256 equal bins.
-
-    With p the share and m the mean of the values at or below a bin's centre, and M the mean of
-    all, it is the bin whose (M p - m p)^2 / (p (1 - p)), the variance between the two classes, is
-    greatest; the upper edge of that bin is returned. A gap in the histogram makes several bins
-    equally good: the middle one is taken. A constant image is its own threshold.
-
-    Raises:
-      DataError: values that are not finite real numbers.
-
-    Source: Otsu, "A threshold selection method from gray-level histograms", IEEE Transactions on
-    Systems, Man, and Cybernetics 9, 1979, equations 14 and 18.
-
-    >>> otsu_threshold(np.array([0.0, 1.0, 2.0, 8.0, 9.0, 10.0]))
-    5.0
-    """
-    image = _finite(image)
-    low, high = float(image.min()), float(image.max())
-    if low == high:
-        return low
-    counts, edges = np.histogram(_rescale(image, low, high), bins=256, range=(0, 1))
-    centres = np.arange(256) / 255
-    below = np.cumsum(counts)[:-1] / counts.sum()
-    moment = np.cumsum(counts * centres)[:-1] / counts.sum()
-    mean = np.sum(counts * centres) / counts.sum()
-    between = (mean * below - moment) ** 2 / (below * (1 - below))
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
-    return low + (high - low) * float(edges[1 + best[len(best) // 2]])
-
-
 def _step_to_config(step: Step) -> dict:
-    names = {cls: name for name, cls in _STEPS.items()}
-    if type(step) not in names:
-        raise ConfigError(
-            "to_config",
-            f"a {type(step).__name__}",
-            f"one of {', '.join(cls.__name__ for cls in names)}",
-            "Only these steps can be stored with a model",
-        )
-    return {"name": names[type(step)], **dataclasses.asdict(step)}
+    for name, cls in _STEPS.items():
+        if type(step) is cls:
+            return {"name": name, **dataclasses.asdict(step)}
+    raise ConfigError(
+        "to_config",
+        f"a {type(step).__name__}",
+        f"one of {', '.join(cls.__name__ for cls in _STEPS.values())}",
+        "Only these steps can be stored with a model",
+    )
 
 
 def _step_from_config(config: Mapping) -> Step:

@@ -138,22 +138,19 @@ def test_what_becomes_of_a_sample_does_not_depend_on_the_split_of_the_batch(samp
     transforms = (random_flip, random_intensity)
     run = jax.jit(lambda key, batch, first: augment(key, batch, transforms, first=first))
     key = jax.random.key(7)
-    whole = run(key, batch, 0)
-    halves = [run(key, jax.tree.map(lambda x, i=i: x[i : i + 2], batch), first=i) for i in (0, 2)]
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    shards = jax.NamedSharding(mesh, jax.P("data"))
-    sharded = run(key, jax.device_put(batch, shards), 0)
+    sharded = run(key, jax.device_put(batch, jax.NamedSharding(mesh, jax.P("data"))), 0)
+    halves = [run(key, jax.tree.map(lambda x, i=i: x[i : i + 2], batch), i) for i in (0, 2)]
     for name in batch:
         joined = np.concatenate([half[name] for half in halves])
-        np.testing.assert_allclose(joined, whole[name], atol=1e-5)
-        np.testing.assert_allclose(sharded[name], whole[name], atol=1e-5)
-    assert len({np.asarray(image).tobytes() for image in whole["image"]}) == 4
+        np.testing.assert_allclose(joined, sharded[name], atol=1e-5)
+    assert len({np.asarray(image).tobytes() for image in sharded["image"]}) == 4
 
 
 def test_the_key_of_a_sample_is_folded_from_its_position(sample):
     batch = jax.tree.map(lambda x: jnp.stack([x] * 3), sample)
     key = jax.random.key(5)
-    moved = augment(key, batch, (random_flip,))
+    moved = jax.jit(augment, static_argnums=2)(key, batch, (random_flip,))
     for i in range(3):
         own = jax.random.fold_in(jax.random.fold_in(key, i), 0)
         expected = flip(own, sample)

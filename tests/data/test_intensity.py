@@ -15,7 +15,6 @@ from biojax.data import (
     clip_window,
     from_config,
     minmax,
-    otsu_threshold,
     percentile,
     to_config,
     zscore,
@@ -156,29 +155,3 @@ def test_configs_that_cannot_be_read(config, said):
 def test_only_known_steps_are_stored():
     with pytest.raises(ConfigError, match="ClipWindow"):
         to_config(np.sqrt)  # pyright: ignore[reportArgumentType]
-
-
-def test_otsu_parts_two_modes():
-    rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(10, 1, 4000), rng.normal(30, 2, 2000)])
-    assert 14 < otsu_threshold(x) < 24
-
-
-@settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.int32, st.integers(2, 40), elements=st.integers(0, 255)))
-def test_otsu_maximises_the_variance_between_the_classes(x):
-    if x.min() == x.max():
-        return
-    x = np.concatenate([x, [0, 255]])  # so that every bin holds one grey level
-
-    def between(threshold):
-        low, high = x[x <= threshold], x[x > threshold]
-        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
-
-    best = max(between(t) for t in range(255))
-    assert between(otsu_threshold(x)) == pytest.approx(best, rel=1e-6)
-
-
-def test_otsu_of_a_narrow_range_far_from_zero():
-    x = np.array([1e4, 1e4 + 0.001, 1e4 + 0.002, 1e4 + 0.1, 1e4 + 0.101])
-    assert 1e4 + 0.003 < otsu_threshold(x) < 1e4 + 0.1
