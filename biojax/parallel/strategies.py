@@ -16,18 +16,16 @@ per share. Losses that are means over samples agree with the other two.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from biojax.errors import ConfigError, ShapeError, nearest
-from biojax.parallel.mesh import make_mesh
+from biojax.parallel.mesh import Devices, make_mesh
 
 __all__ = ["Strategy", "data", "gather", "make_strategy", "pmap", "single"]
-
-Devices = int | Sequence[jax.Device] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +54,14 @@ class Strategy:
     def place_state(self, state: Any) -> Any:
         """Put a state, or any tree that each device needs whole, where the step wants it.
 
-        What is there already stays as it is; donating the result then donates the original.
+        What is there already stays as it is, and anything else may share its memory: donating the
+        result donates the original.
         """
 
         def place(leaf):
-            there = isinstance(leaf, jax.Array) and leaf.sharding == self.state_sharding
+            concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+            # A step would compile once more for arrays that are there without being committed.
+            there = concrete and leaf.committed and leaf.sharding == self.state_sharding
             return leaf if there else jax.device_put(leaf, self.state_sharding)
 
         return jax.tree.map(place, state)
@@ -77,7 +78,7 @@ class Strategy:
         Raises:
           ShapeError: b does not divide by `size * accumulate`, or differs between arrays.
         """
-        sizes = {name: value.shape[0] if value.ndim else 0 for name, value in batch.items()}
+        sizes = {name: x.shape[0] if x.ndim else 0 for name, x in batch.items()}
         b, parts = min(sizes.values()), self.size * accumulate
         if len(set(sizes.values())) > 1:
             raise ShapeError(
@@ -96,16 +97,14 @@ class Strategy:
                 f"{above if not below or above - b <= b - below else below}",
             )
         if self.axis:
-            batch = {
-                k: v.reshape(self.size, b // self.size, *v.shape[1:]) for k, v in batch.items()
-            }
+            shares = (self.size, b // self.size)
+            batch = {name: x.reshape(*shares, *x.shape[1:]) for name, x in batch.items()}
         return jax.device_put(batch, self.batch_sharding)
 
 
 def single(devices: Devices = None) -> Strategy:
     """Everything on one device, the first one if several are given."""
-    first = next(make_mesh(1 if devices is None else devices).devices.flat)
-    here = SingleDeviceSharding(first)
+    here = SingleDeviceSharding(make_mesh(devices).devices.flat[0])
 
     def compile(function, donate=False):
         return jax.jit(function, donate_argnums=(0,) if donate else ())

@@ -322,7 +322,7 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
     if not _is_key(leaf):
         return array
     kind = jax.random.key_impl(jnp.empty((), leaf.dtype))
-    return jax.random.wrap_key_data(array, impl=kind)
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=kind)
 
 
 @contextlib.contextmanager

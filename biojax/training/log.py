@@ -38,7 +38,7 @@ class Log:
     def __init__(self, path: Path | None, step: int, *, every: int, show: Callable):
         self.records = _read(path, step) if path and path.exists() else []
         self._path, self._every, self._show = path, every, show
-        before = max((record["seconds"] for record in self.records), default=0.0)
+        before = max((record.get("seconds", 0.0) for record in self.records), default=0.0)
         self._clock = time.perf_counter()
         self._start = self._clock - before
         self._pending: tuple[int, Any, int] | None = None
@@ -131,10 +131,10 @@ class Log:
 def _read(path: Path, step: int) -> list[Record]:
     """The records up to a step. A line that was cut off while it was written is left out."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
-    return [record for record in records if record["step"] <= step]
+    return [r for r in records if isinstance(r, dict) and r.get("step", step + 1) <= step]
 
 
 def _line(record: Record) -> str:

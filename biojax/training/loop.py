@@ -93,7 +93,7 @@ def fit(
         if value < 1:
             raise ConfigError("fit", f"{name}={value}", "1 or more", f"Choose {name} from 1 up")
     say = print if progress else (lambda text: None)
-    iterator = iter(batches)
+    iterator: Any = iter(batches)
     with _stop_requests() as stop:
         checkpoints = None
         if folder is not None:
@@ -101,14 +101,15 @@ def fit(
             checkpoints = _prepare(folder, iterator, config, keep)
             if checkpoints.steps():
                 state, data_state = checkpoints.restore(state, config=config)
-                iterator.set_state(data_state)  # pyright: ignore[reportAttributeAccessIssue]
+                iterator.set_state(data_state)
         step = int(state.step)
         if step:
             say(f"Going on from step {step}.")
         with show_progress(step, steps, enabled=progress) as show:
             log = Log(folder and folder / "log.jsonl", step, every=log_every, show=show)
             while not stop.requested:
-                if _is_due(step, steps, evaluate_every, evaluate) and not log.evaluated(step):
+                due = step == steps or step % (evaluate_every or steps) == 0
+                if evaluate and step and due and not log.evaluated(step):
                     with log.paused():
                         log.add_evaluation(step, evaluate(gather(state)))
                         _draw(log, folder)
@@ -121,7 +122,7 @@ def fit(
                 if stop.requested or step == steps or step % checkpoint_every == 0:
                     with log.paused():  # raises before a state that is not finite is saved
                         if checkpoints:
-                            data_state = iterator.get_state()  # pyright: ignore
+                            data_state = iterator.get_state()
                             checkpoints.save(step, state, config=config, data_state=data_state)
             _draw(log, folder)
     if stop.requested:
@@ -151,12 +152,6 @@ def _prepare(folder: Path, iterator: Any, config: Any, keep: int) -> Checkpoints
     checkpoints = Checkpoints(folder, keep=keep)
     checkpoints.clean()
     return checkpoints
-
-
-def _is_due(step: int, steps: int, every: int | None, evaluate: Any) -> bool:
-    if evaluate is None or step == 0:
-        return False
-    return step == steps or (every is not None and step % every == 0)
 
 
 def _next(iterator: Iterator, step: int, steps: int) -> Any:

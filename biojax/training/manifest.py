@@ -23,7 +23,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a folder, or None. No path that a manifest names is opened."""
+    """What is wrong with a folder's files, or None. No path that the manifest names is opened."""
     try:
         expected = json.loads((folder / _NAME).read_text())["sha256"]
         found = _checksums(folder)

@@ -1,5 +1,6 @@
 """Everything a run carries from step to step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import optax
 from flax import struct
 
 from biojax.tasks import Task
-from biojax.typing import Array, ArrayLike, Key
+from biojax.typing import Array, Key
 
 __all__ = ["TrainState", "create_state"]
 
@@ -43,7 +44,7 @@ def create_state(
     task: Task,
     optimizer: optax.GradientTransformation,
     key: Key,
-    batch: dict[str, ArrayLike],
+    batch: Mapping[str, Any],
     *,
     ema_decay: float | None = None,
 ) -> TrainState:
@@ -60,7 +61,6 @@ def create_state(
     """
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
-    @jax.jit  # the forward pass of `init` is never computed
     def create(key):
         key_params, key_run = jax.random.split(key)
         variables = task.init(key_params, shapes)
@@ -74,4 +74,10 @@ def create_state(
             key=key_run,
         )
 
-    return create(key)
+    if isinstance(key, jax.core.Tracer):  # inside `jax.eval_shape`, or a `jit` of the caller's
+        return create(key)
+    # Compiled, the forward pass inside `init` is never computed. The code of random initialisers is
+    # long and runs once: on the CPU, optimising it would take far longer than running it.
+    cpu = jax.default_backend() == "cpu"
+    options: dict = {"xla_backend_optimization_level": 1} if cpu else {}
+    return jax.jit(create, compiler_options=options)(key)

@@ -113,7 +113,7 @@ def make_train_step(
             gradient, batch_stats, metrics = jax.lax.pmean(
                 (gradient, batch_stats, metrics), strategy.axis
             )
-        metrics["grad_norm"] = optax.global_norm(gradient)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
         if clip_norm is not None:
             gradient, _ = optax.clip_by_global_norm(clip_norm).update(gradient, _no_state)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -163,7 +163,7 @@ def make_eval_step(
 
 
 def _microbatches(batch: Any, accumulate: int, axis: str | None) -> Any:
-    """Each sample's number in the global batch, and the batch, as (accumulate, b / accumulate, ...).
+    """Each sample's number in the global batch, and the batch: (accumulate, b / accumulate, ...).
 
     Microbatch j takes samples j, j + accumulate, ...: a part of every device's share, so that
     none is moved and each device is busy in every microbatch.
