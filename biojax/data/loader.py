@@ -32,6 +32,7 @@ def patches(
     patch: Sequence[int],
     batch: int,
     foreground: float = 1 / 3,
+    ignore: int | None = None,
     seed: int = 0,
     transform: _Transform | None = None,
     fill: float = 0.0,
@@ -56,6 +57,7 @@ def patches(
       patch: lengths of a patch, one for each spatial axis.
       batch: patches in a batch.
       foreground: fraction of foreground patches, in [0, 1].
+      ignore: a label value that is no foreground, such as 255 for what the loss leaves out.
       seed: decides everything that is drawn. Give each host its own.
       transform: changes a patch on the host, (sample, random generator) -> sample; it runs in
         several threads and must draw from its generator alone.
@@ -98,7 +100,7 @@ def patches(
             "Draw from the two kinds in turns",
         )
     volumes = [_arrays(case, patch) for case in cases]
-    with_foreground = _with_foreground(volumes, seed) if foreground else []
+    with_foreground = _with_foreground(volumes, ignore, seed) if foreground else []
     if foreground and not with_foreground:
         raise DataError(
             "patches",
@@ -208,7 +210,9 @@ def _batches(indices: Any, draw: Callable, batch: int, threads: int) -> Any:
     return iter(indices.random_map(draw).batch(batch).to_iter_dataset(ahead))
 
 
-def _with_foreground(volumes: Sequence[tuple[np.ndarray, Any]], seed: int) -> list[tuple]:
+def _with_foreground(
+    volumes: Sequence[tuple[np.ndarray, Any]], ignore: int | None, seed: int
+) -> list[tuple]:
     """The volumes that have foreground: image, label, and flat indices of voxels by class."""
     found: dict[int, list[np.ndarray]] = {}
     for _, label in volumes:
@@ -217,7 +221,8 @@ def _with_foreground(volumes: Sequence[tuple[np.ndarray, Any]], seed: int) -> li
             flat = np.ravel(label)
             places = np.flatnonzero(flat > 0)
             values = flat[places]
-            by_class = (places[values == value] for value in np.unique(values))
+            classes = [value for value in np.unique(values) if value != ignore]
+            by_class = (places[values == value] for value in classes)
             found[id(label)] = [
                 rng.choice(some, min(_KEPT, len(some)), replace=False) for some in by_class
             ]

@@ -195,6 +195,15 @@ def test_renderings_share_their_label():
     assert set(np.unique(batch["image"])) == {0, 1, 2}
 
 
+def test_what_is_ignored_is_no_foreground():
+    label = np.full((20, 20), 255, np.uint8)
+    label[7, 9] = 1
+    case = Case("a", coordinates(label.shape), label)
+    options = {"patch": (1, 1), "batch": 40, "foreground": 1}
+    assert (next(patches([case], ignore=255, **options))["label"] == 1).all()
+    assert (next(patches([case], **options))["label"] == 255).any()
+
+
 def test_a_class_of_many_voxels_is_drawn_from_all_over_it():
     label = np.ones((120, 120), np.uint8)  # more voxels than are kept
     case = Case("a", coordinates(label.shape), label)
