@@ -70,7 +70,8 @@ class LazyArray:
         else:
             with telling(self.path):
                 data = self._fetch(box)
-        return data[tuple(0 if isinstance(pick, int) else _turn(pick) for pick in chosen)]
+        data = data[tuple(0 if isinstance(pick, int) else _turn(pick) for pick in chosen)]
+        return np.require(data, requirements=["C", "W"])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[i] for i in range(len(self)))

@@ -29,6 +29,7 @@ __all__ = ["open_nifti", "write_nifti"]
 _WRITABLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _STORED = "ctzyx"  # the axes in the file, slowest first
 _COMMENT = 6  # NIfTI's code for an extension that holds text
+_METRE, _MICRON = 1, 3  # of xyzt_units; 2 is mm, and so is anything else taken to be
 _RATIO = 1032  # the most bytes that one byte of gzip can unpack to
 
 Reader = Callable[[Box], np.ndarray]
@@ -89,6 +90,7 @@ def _header(nibabel: Any, file: Any) -> tuple[Any, int]:
     header = kinds[size](raw[:size], check=False)
     if header["magic"].item() != header.single_magic:
         raise ValueError(f"magic {header['magic'].item()!r} is not that of one NIfTI file")
+    header["pixdim"][1:4] = np.where(header["pixdim"][1:4] == 0, np.inf, header["pixdim"][1:4])
     header.check_fix(logger=logging.Logger("quiet", logging.CRITICAL), error_level=40)
     return header, max(int(header["vox_offset"]), size + 4)
 
@@ -120,9 +122,9 @@ def _orientation(nibabel: Any, header: Any, shape: tuple[int, ...]):
 
 
 def _millimetres(header: Any, values: np.ndarray) -> np.ndarray:
-    unit = header.get_xyzt_units()[0]
+    unit = int(header["xyzt_units"]) % 8
     values = np.asarray(values, np.float64)
-    return values / 1000 if unit == "micron" else values * 1000 if unit == "meter" else values
+    return values * 1000 if unit == _METRE else values / 1000 if unit == _MICRON else values
 
 
 def _sizes(shape: tuple[int, ...], turns: np.ndarray) -> dict[str, int]:
@@ -143,18 +145,13 @@ def _fields(
     sizes = _sizes(shape, turns)
     if affine is None:
         pixdim = _millimetres(header, header["pixdim"][1:4])
-        spacing = dict(zip("xyz", map(float, pixdim), strict=True))
+        known = (None if np.isinf(length) else float(length) for length in pixdim)
+        spacing = dict(zip("xyz", known, strict=True))
     else:
         spacing = dict(zip("zyx", derived_spacing(affine, "zyx"), strict=True))
     fields = record.unpack(_comment(header, file, offset), sizes, spacing)
     if fields is not None:
-        exact = fields.get("affine")
-        # a flip keeps the spacing, so that numbers are compared, to the digits of float32
-        if (
-            exact is None
-            or affine is None
-            or not np.allclose(exact, affine, rtol=1e-5, atol=1e-5 * spacing["x"])
-        ):
+        if not _same(fields.get("affine"), affine):
             fields["affine"] = affine
         return fields
     present = {"xyz"[turns[i, 0]] for i in range(min(3, int(header["dim"][0])))}
@@ -163,7 +160,15 @@ def _fields(
     if affine is not None:
         meta["orientation"] = "".join(nibabel.orientations.ornt2axcodes(turns))
     known = tuple(spacing[axis] for axis in axes if axis in "zyx")
-    return {"axes": axes, "spacing": known, "affine": affine, "meta": meta}
+    spacing = None if None in known else known
+    return {"axes": axes, "spacing": spacing, "affine": affine, "meta": meta}
+
+
+def _same(exact: np.ndarray | None, affine: np.ndarray | None) -> bool:
+    """Whether two affines agree to float32; not only in spacing, which a flip would keep."""
+    if exact is None or affine is None:
+        return False
+    return np.allclose(exact, affine, rtol=1e-5, atol=1e-5 * min(derived_spacing(affine, "zyx")))
 
 
 def _comment(header: Any, file: Any, offset: int) -> str | None:
@@ -191,12 +196,26 @@ def _packed(file: Any, shape: tuple[int, ...], dtype: np.dtype, offset: int) -> 
     lock = threading.RLock()
 
     def read(box: Box) -> np.ndarray:
-        voxels = fileslice(file, box, shape, dtype, offset, order="F", lock=lock)
-        if tuple(lengths(box)) == shape:
-            file.read(2**20)  # to the end, where gzip compares its checksum
+        if tuple(lengths(box)) != shape:
+            voxels = fileslice(file, box, shape, dtype, offset, order="F", lock=lock)
+        else:
+            voxels = np.empty(shape, dtype, "F")
+            with lock:
+                file.seek(offset)
+                _fill(file, voxels.ravel("K").view(np.uint8))
+                file.read(2**20)  # to the end of the file, where gzip compares its checksum
         return voxels.astype(dtype.newbyteorder("="), copy=False)
 
     return read
+
+
+def _fill(file: Any, raw: np.ndarray) -> None:
+    at = 0
+    while at < raw.size:
+        count = file.readinto(raw[at : at + 2**22])
+        if count == 0:
+            raise EOFError(f"{raw.size - at} bytes of voxels are missing")
+        at += count
 
 
 def _canonical(read: Reader, shape: tuple[int, ...], turns: np.ndarray) -> Reader:

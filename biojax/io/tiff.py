@@ -17,7 +17,6 @@ from biojax.errors import (
     ShapeError,
     UnsupportedError,
     nearest,
-    require,
 )
 from biojax.io import record
 from biojax.io.lazy import LazyArray, LazyVolume, rearranged
@@ -30,7 +29,7 @@ from biojax.io.tiff_metadata import (
     ome_options,
     resolution,
 )
-from biojax.io.tiff_pages import check_codec, page_reader
+from biojax.io.tiff_pages import check_codec, has_codecs, no_codec, page_reader
 from biojax.io.volume import Volume
 
 if TYPE_CHECKING:
@@ -109,7 +108,7 @@ def _only_series(path: Path, file: "tifffile.TiffFile") -> "tifffile.TiffPageSer
     images = [series for series in file.series if not series.keyframe.is_reduced]
     if len(images) == 1:
         return images[0]
-    listed = ", ".join(f"{s.name or s.index} {s.axes} {s.shape} {s.dtype}" for s in images[:8])
+    listed = ", ".join(f"{s.axes} {s.shape} {s.dtype}" for s in images[:8])
     raise FileError(
         str(path),
         f"{len(images)} images ({listed})" if images else "no image",
@@ -203,7 +202,7 @@ def write_tiff(
             dtype=volume.dtype,
             photometric="rgb" if samples else "minisblack",
             compression=compression,
-            buffersize=2**26,
+            buffersize=2**24,
             **options,
         )
 
@@ -240,5 +239,5 @@ def _check_writable(path: Path, volume: Volume, compression: Any) -> None:
             "Choose one of these",
             nearest(str(compression), _COMPRESSIONS),
         )
-    if compression not in (None, "zlib"):
-        require("imagecodecs", "codecs")
+    if compression not in (None, "zlib") and not has_codecs():
+        raise no_codec(str(path), f"compression={compression!r}")

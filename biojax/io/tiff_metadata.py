@@ -92,11 +92,11 @@ def _describe_ome(xml: str) -> dict[str, Any]:
         )
         for axis in "ZYX"
     }
-    names = [channel.get("Name") for channel in pixels.iterfind("{*}Channel")]
+    names = [channel.get("Name", "") for channel in pixels.iterfind("{*}Channel")]
     path = f".//{{*}}MapAnnotation[@Namespace='{_NAMESPACE}']/{{*}}Value/{{*}}M"
     return {
         "spacing": spacing,
-        "channels": tuple(names) if names and all(names) else None,
+        "channels": tuple(names) if all(name and name.isprintable() for name in names) else None,
         "record": root.findtext(path),
     }
 

@@ -17,18 +17,23 @@ from biojax.io.lazy import Box, lengths
 if TYPE_CHECKING:
     import tifffile
 
-__all__ = ["check_codec", "page_reader"]
+__all__ = ["check_codec", "has_codecs", "no_codec", "page_reader"]
 
 _DEFLATE = (8, 32946)
 _JPEG = (6, 7, 34892, 33007)
 _BUILT_IN = (1, 32773, *_DEFLATE)
 
 
+def has_codecs() -> bool:
+    """Whether imagecodecs is there, which tifffile needs for all but deflate and PackBits."""
+    return importlib.util.find_spec("imagecodecs") is not None
+
+
 def check_codec(path: str, page: "tifffile.TiffPage") -> None:
     """Refuse a compression that only imagecodecs can unpack where it is not installed."""
-    if page.compression not in _BUILT_IN and importlib.util.find_spec("imagecodecs") is None:
+    if page.compression not in _BUILT_IN and not has_codecs():
         name = getattr(page.compression, "name", page.compression)
-        raise _no_codec(path, f"pages compressed with {name}")
+        raise no_codec(path, f"pages compressed with {name}")
 
 
 def page_reader(path: str, series: "tifffile.TiffPageSeries") -> Callable[[Box], np.ndarray]:
@@ -147,7 +152,7 @@ def _segment(path: str, series: "tifffile.TiffPageSeries", number: int, index: i
         raise
     except Exception as error:  # a hostile file can make any decoder fail in any way
         if "imagecodecs" in str(error):
-            raise _no_codec(path, str(error)) from error
+            raise no_codec(path, str(error)) from error
         raise _damaged(path, number, str(error)) from error
 
 
@@ -183,7 +188,8 @@ def _damaged(path: str, number: int, what: str) -> FileError:
     )
 
 
-def _no_codec(path: str, what: str) -> DependencyError:
+def no_codec(path: str, what: str) -> DependencyError:
+    """The error for what only imagecodecs can do."""
     return DependencyError(
         path,
         what,
