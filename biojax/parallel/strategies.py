@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from biojax.errors import ConfigError, ShapeError, nearest
@@ -59,7 +60,7 @@ class Strategy:
         """
 
         def place(leaf):
-            concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+            concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer)
             # A step would compile once more for arrays that are there without being committed.
             there = concrete and leaf.committed and leaf.sharding == self.state_sharding
             return leaf if there else jax.device_put(leaf, self.state_sharding)

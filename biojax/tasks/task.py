@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from biojax.typing import Array, ArrayLike, Key
@@ -63,7 +62,7 @@ def apply_model(
     logits, updated = model.apply(
         variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
     )
-    return _float32(logits), updated.get("batch_stats", {})
+    return _float32(logits), dict(updated).get("batch_stats", {})
 
 
 def _float32(logits: Any) -> Array:

@@ -61,7 +61,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Remove what interrupted saves left behind. Only for the process that saves here."""
         for entry in self._entries():
-            if _PARTIAL.fullmatch(entry.name):
+            if _PARTIAL.fullmatch(entry.name) and not entry.is_symlink():
                 shutil.rmtree(entry)
 
     def save(self, step: int, state: Any, *, config: Any = None, data_state: Any = None) -> None:
@@ -79,7 +79,7 @@ class Checkpoints:
             a full disk. What was there before is untouched.
         """
         final = self._path(step)
-        partial = final.with_name(f"{final.name}.partial")
+        partial = _partial(final)
         texts = {
             "config.json": to_json("config", config),
             "data.json": to_json("data_state", data_state),
@@ -113,7 +113,7 @@ class Checkpoints:
         if self.keep is not None:
             older = [old for old in self.steps() if old < step]
             for old in older[: max(len(older) + 1 - self.keep, 0)]:
-                shutil.rmtree(self._path(old))
+                _remove(self._path(old))
 
     def restore(self, abstract_state: Tree, *, config: Any = None) -> tuple[Tree, Any]:
         """Restore the newest step that verifies. A damaged one is warned of and passed over.
@@ -210,6 +210,16 @@ def to_json(name: str, value: Any) -> str:
             "finite numbers, text, lists and dicts",
             "Convert what is something else, such as a dtype to its name",
         ) from error
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _remove(folder: Path) -> None:
+    """Delete a step under the name that is cleaned if the deletion is interrupted."""
+    folder.rename(_partial(folder))
+    shutil.rmtree(_partial(folder))
 
 
 def _read_json(path: Path, name: str) -> Any:

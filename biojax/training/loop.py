@@ -88,7 +88,7 @@ def fit(
         "steps": steps,
         "checkpoint_every": checkpoint_every,
         "log_every": log_every,
-        "evaluate_every": evaluate_every or 1,
+        "evaluate_every": 1 if evaluate_every is None else evaluate_every,
     }.items():
         if value < 1:
             raise ConfigError("fit", f"{name}={value}", "1 or more", f"Choose {name} from 1 up")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.core import Tracer
 
 from biojax.tasks import Task
 from biojax.typing import Array, Key
@@ -74,7 +75,7 @@ def create_state(
             key=key_run,
         )
 
-    if isinstance(key, jax.core.Tracer):  # inside `jax.eval_shape`, or a `jit` of the caller's
+    if isinstance(key, Tracer):  # inside `jax.eval_shape`, or a `jit` of the caller's
         return create(key)
     # Compiled, the forward pass inside `init` is never computed. The code of random initialisers is
     # long and runs once: on the CPU, optimising it would take far longer than running it.

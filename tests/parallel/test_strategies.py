@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from biojax.errors import ConfigError, ShapeError
+from biojax.losses import cross_entropy
 from biojax.parallel import data, gather, make_strategy, pmap, single
 from biojax.tasks import Classification, Segmentation
 from biojax.training import Checkpoints, create_state, make_eval_step, make_train_step
@@ -29,10 +30,10 @@ class Model(nn.Module):
 
 
 def transform(key, sample):
-    noise = jax.random.normal(key, sample["image"].shape)
-    return {**sample, "image": sample["image"] + 0.1 * noise}
+    return {**sample, "image": sample["image"] * jax.random.uniform(key)}
 
 
+TASK = Segmentation(Model(), cross_entropy)
 OPTIMIZER = optax.adam(0.05)
 OPTIONS = {
     "plain": {},
@@ -55,16 +56,14 @@ def make_batches(count=10, size=16):
 
 @functools.cache
 def first_state(ema_decay=None):
-    return create_state(
-        Segmentation(Model()), OPTIMIZER, jax.random.key(3), make_batches()[0], ema_decay=ema_decay
-    )
+    return create_state(TASK, OPTIMIZER, jax.random.key(3), make_batches()[0], ema_decay=ema_decay)
 
 
 @functools.cache
 def run(strategy, name):
     """Ten steps: the last state on one device, the losses and the norms."""
     options = OPTIONS[name]
-    step = make_train_step(Segmentation(Model()), OPTIMIZER, strategy=strategy, **options)
+    step = make_train_step(TASK, OPTIMIZER, strategy=strategy, **options)
     state, metrics = jax.tree.map(jnp.copy, first_state(options.get("ema_decay"))), []
     for batch in make_batches():
         state, values = step(state, batch)
@@ -109,7 +108,7 @@ def test_checkpoint_of_one_strategy_goes_on_under_another(before, tmp_path):
 
 @functools.cache
 def evaluation(strategy):
-    return make_eval_step(Segmentation(Model()), strategy=strategy)
+    return make_eval_step(TASK, strategy=strategy)
 
 
 def test_batch_norm_looks_at_one_share_under_pmap():

@@ -4,10 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.ad_checkpoint import checkpoint_name
 
+from biojax.losses import cross_entropy
 from biojax.tasks import Segmentation
+from biojax.training import create_state, make_train_step
 
 
 class TinySegmenter(nn.Module):
@@ -59,6 +62,22 @@ def make_batch(seed, size):
     return {"image": image, "label": (image[..., 0] > 0.5).astype(np.int32)}
 
 
+def noise(key, sample):
+    return {**sample, "image": sample["image"] + 0.1 * jax.random.normal(key, (8, 8, 1))}
+
+
+def make_run():
+    """A step with randomness in it, and the state it starts from."""
+    task, optimizer = Segmentation(TinySegmenter(), cross_entropy), optax.adam(0.02)
+    state = create_state(task, optimizer, jax.random.key(0), make_batch(0, 4), ema_decay=0.9)
+    return make_train_step(task, optimizer, ema_decay=0.9, transform=noise), state
+
+
+@pytest.fixture(scope="session")
+def run():
+    return make_run()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compile_quickly():
     """Most of the time of these tests is compilation."""
@@ -74,7 +93,7 @@ def segmenter():
 
 @pytest.fixture(scope="session")
 def segmentation():
-    return Segmentation(TinySegmenter())
+    return Segmentation(TinySegmenter(), cross_entropy)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,79 @@
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.errors import DataError, ShapeError
+from biojax.losses import cross_entropy, dice_cross_entropy
+from biojax.tasks import Segmentation
+
+
+class Echo(nn.Module):
+    """Logits that are the image, times a scale that is learned; counts its calls in training."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        calls = self.variable("batch_stats", "calls", lambda: jnp.zeros(()))
+        if train and not self.is_initializing():
+            calls.value += 1
+        return self.param("scale", nn.initializers.ones, ()) * x
+
+
+def one_hot(labels, classes=3):
+    return 10 * jax.nn.one_hot(jnp.asarray(labels), classes)
+
+
+def call(task, logits, labels, train=False):
+    batch = {"image": jnp.asarray(logits, jnp.float32), "label": jnp.asarray(labels)}
+    variables = task.init(jax.random.key(0), batch)
+    return task(variables, batch, key=jax.random.key(1), train=train)
+
+
+def test_loss_metrics_and_running_statistics():
+    task = Segmentation(Echo())
+    logits = one_hot([[0, 1, 2, 2], [0, 0, 0, 0]])
+    labels = jnp.array([[0, 1, 2, 1], [0, 0, 0, 0]])
+    loss, (metrics, batch_stats) = call(task, logits, labels)
+    np.testing.assert_allclose(loss, dice_cross_entropy(logits, labels), rtol=1e-6)
+    assert float(metrics["accuracy"]) == (0.75 + 1) / 2
+    assert float(batch_stats["calls"]) == 0
+    assert float(call(task, logits, labels, train=True)[1][1]["calls"]) == 1
+
+
+def test_loss_is_float32_and_as_chosen():
+    task = Segmentation(Echo(), partial(cross_entropy, ignore_label=255))
+    logits, labels = one_hot([[0, 1, 2, 2]]), jnp.array([[0, 1, 255, 255]])
+    loss, (metrics, _) = call(task, logits.astype(jnp.bfloat16), labels)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, cross_entropy(logits[:, :2], labels[:, :2]), rtol=1e-6)
+    assert float(metrics["accuracy"]) == 1  # of the two voxels that count
+
+
+def test_predictions_are_probabilities():
+    task = Segmentation(Echo())
+    image = jnp.log(jnp.array([[[1.0, 3.0]]])).astype(jnp.float16)
+    variables = task.init(jax.random.key(0), {"image": image})
+    probabilities = task.predict(variables, image)
+    assert probabilities.dtype == jnp.float32
+    np.testing.assert_allclose(probabilities, [[[0.25, 0.75]]], rtol=1e-3)
+
+
+def test_score_is_the_mean_over_cases():
+    task = Segmentation(Echo())
+    predicted = [np.array([[1, 1], [0, 0]]), np.array([2, 0, 0])]  # cases of different sizes
+    labels = [np.array([[1, 0], [0, 0]]), np.array([2, 0, 0])]
+    score = task.score([one_hot(p) for p in predicted], labels)
+    assert score == pytest.approx({"dice": (2 / 3 + 1) / 2, "dice_1": 2 / 3, "dice_2": 1.0})
+    score = task.score(one_hot([[0, 1]]), [[0, 1]])
+    assert np.isnan(score["dice_2"])
+    assert score["dice"] == score["dice_1"] == 1
+    with pytest.raises(DataError, match="3"):
+        task.score(one_hot([[0, 1]]), [[0, 3]])
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ShapeError, match="softmax over one channel"):
+        call(Segmentation(Echo()), jnp.zeros((2, 4, 1)), jnp.zeros((2, 4), jnp.int32))
