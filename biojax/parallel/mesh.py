@@ -22,8 +22,8 @@ def make_mesh(devices: Devices = None, *, axis: str = "data") -> Mesh:
     Raises:
       ConfigError: fewer than one device, or more than there are.
 
-    >>> make_mesh(1).shape
-    OrderedDict({'data': 1})
+    >>> dict(make_mesh(1).shape)
+    {'data': 1}
     """
     if devices is None or isinstance(devices, int):
         found = jax.devices()
