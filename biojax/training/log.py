@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 
 class Log:
-    """Reads each step's metrics one step late, so that the device never waits for the host.
+    """Reads a step's metrics when the next one is under way: the device never waits for the host.
 
     There are two kinds of record. That of training has `step`, the means since the record before
     it of every metric, `seconds` since the run began, `steps_per_second` and `voxels_per_second`.
@@ -52,14 +52,16 @@ class Log:
         """Whether the evaluation of this step is there."""
         return any(r["step"] == step and "evaluation" in r for r in reversed(self.records))
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], voxels: int) -> None:
-        """Take a step that may still be running, after reading the one before it.
+    def add(self, step: int, metrics: Mapping[str, Any], voxels: int) -> None:
+        """Take a step, which is read later if it is still running, and wait for the one before.
 
         Raises:
-          DataError: the loss or the gradient of the step before is not finite.
+          DataError: the loss or the gradient of a step that is over is not finite.
         """
-        before, self._pending = self._pending, (step, metrics, voxels)
-        self._finish(before)
+        self._finish()
+        self._pending = (step, metrics, voxels)
+        if metrics["loss"].is_ready():
+            self._finish()
 
     def add_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Take the metrics of an evaluation."""
@@ -73,27 +75,26 @@ class Log:
         Raises:
           DataError: the loss or the gradient of that step is not finite.
         """
-        last, self._pending = self._pending, None
-        self._finish(last)
-        if last:
-            self._record(last[0])
+        self._finish()
+        if self._since:
+            self._record()
         yield
         self._clock = time.perf_counter()
 
-    def _finish(self, pending: tuple[int, Any, int] | None) -> None:
-        if pending is None:
+    def _finish(self) -> None:
+        if self._pending is None:
             return
-        step, metrics, voxels = pending
+        (step, metrics, voxels), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         now = time.perf_counter()
         self._seconds, self._clock = self._seconds + now - self._clock, now
         self._voxels += voxels
-        self._since.append(values)
+        self._since.append({"step": step, **values})
         rate = len(self._since) / self._seconds
         self._show(step, values["loss"], rate, self._voxels / self._seconds)
         wrong = [n for n in ("loss", "grad_norm") if not math.isfinite(values.get(n, 0.0))]
         if wrong or step % self._every == 0:
-            self._record(step)
+            self._record()
         if wrong:
             raise DataError(
                 "fit",
@@ -103,14 +104,13 @@ class Log:
                 "are not finite; checkpoints hold earlier steps only",
             )
 
-    def _record(self, step: int) -> None:
-        if not self._since:
-            return
-        names = self._since[-1]
+    def _record(self) -> None:
+        last = self._since[-1]
+        means = {name: _number(np.mean([step[name] for step in self._since])) for name in last}
         self._write(
             {
-                "step": step,
-                **{name: _number(np.mean([v[name] for v in self._since])) for name in names},
+                **means,
+                "step": last["step"],
                 "seconds": self._elapsed(),
                 "steps_per_second": len(self._since) / self._seconds,
                 "voxels_per_second": self._voxels / self._seconds,

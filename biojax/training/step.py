@@ -36,7 +36,8 @@ def make_train_step(
     """Compile one step: transform, forward, backward, clip, update, average.
 
     g = mean of the loss's gradients over the batch,   g <- g min(1, clip_norm / |g|)
-    params <- params + optimizer(g),   ema <- ema_decay ema + (1 - ema_decay) params
+    params <- params + optimizer(g)
+    ema <- d ema + (1 - d) params,   d = min(ema_decay, (1 + step) / (10 + step))
 
     Args:
       task: the loss to lower.
@@ -49,7 +50,8 @@ def make_train_step(
       dtype: what the model computes in, such as "bfloat16", whereas parameters, their gradients,
         the loss and the optimizer stay in float32; None to leave the model as it is.
       ema_decay: decay of the moving average of the parameters, for which `create_state` must be
-        told the same; None for no average.
+        told the same; None for no average. It starts low, so that the random parameters of the
+        beginning are soon forgotten; `step` counts from 0.
       remat: keep only what the model tags as "block" for the backward pass, and compute the rest
         anew: less memory for about a third more time.
       transform: augmentation on the device, `transform(key, sample)` of one sample without its
@@ -120,7 +122,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            ema = optax.incremental_update(params, ema, 1 - decay)
         rates = optax.tree.get_all_with_path(opt_state, "learning_rate", filtering=_is_scalar)
         if len(rates) == 1:
             metrics["lr"] = rates[0][1]

@@ -77,12 +77,16 @@ def test_accumulation_clipping_and_average(
     assert norm > 0.1
     state, metrics = step(start(averaged=True), batch)
     moved = jax.tree.map(lambda p, g: p - 0.5 * 0.1 / norm * g, before.params, whole)
-    averaged = jax.tree.map(lambda p, q: 0.75 * p + 0.25 * q, before.params, moved)
+    averaged = jax.tree.map(lambda p, q: 0.1 * p + 0.9 * q, before.params, moved)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     assert_trees_equal(state.params, moved, rtol=1e-5, atol=1e-6)
     assert_trees_equal(state.ema, averaged, rtol=1e-5, atol=1e-6)
     assert state.variables["params"] is state.ema
+    state, previous = state.replace(step=state.step + 99), jax.tree.map(jnp.copy, state.ema)
+    state, _ = step(state, batch)  # 101 / 110 is above the decay by then
+    averaged = jax.tree.map(lambda p, q: 0.75 * p + 0.25 * q, previous, state.params)
+    assert_trees_equal(state.ema, averaged, rtol=1e-5, atol=1e-6)
 
 
 def test_remat_changes_memory_and_nothing_else(
