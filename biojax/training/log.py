@@ -63,10 +63,12 @@ class Log:
         if metrics["loss"].is_ready():
             self._finish()
 
-    def add_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Take the metrics of an evaluation."""
-        metrics = {name: _number(value) for name, value in metrics.items()}
-        self._write({"step": step, "seconds": self._elapsed(), "evaluation": metrics})
+    def add_evaluation(self, step: int, metrics: Mapping[str, Any]) -> str:
+        """Take the metrics of an evaluation, and put them into words."""
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        self._write({"step": step, "seconds": self._elapsed(), "evaluation": numbers})
+        known = [f"{name} {x:.4g}" for name, x in numbers.items() if x is not None]
+        return f"step {step}: {', '.join(known) or 'nothing to evaluate'}"
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

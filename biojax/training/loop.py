@@ -111,7 +111,7 @@ def fit(
                 due = step == steps or step % (evaluate_every or steps) == 0
                 if evaluate and step and due and not log.evaluated(step):
                     with log.paused():
-                        log.add_evaluation(step, evaluate(gather(state)))
+                        say(log.add_evaluation(step, evaluate(gather(state))))
                         _draw(log, folder)
                 if step >= steps:
                     break

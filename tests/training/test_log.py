@@ -33,7 +33,8 @@ def test_a_record_is_the_mean_of_its_steps(tmp_path):
         log.add(step, metrics(loss), voxels=100)
     assert [record["step"] for record in log.records] == [2]
     with log.paused():
-        log.add_evaluation(3, {"dice": 0.5, "dice_1": float("nan")})
+        text = log.add_evaluation(3, {"dice": 0.5, "dice_1": float("nan")})
+    assert text == "step 3: dice 0.5"
     first, second, evaluation = lines(path)
     assert (first["step"], first["loss"], first["grad_norm"]) == (2, 3.0, 1.0)
     assert (second["step"], second["loss"]) == (3, 1.0)
