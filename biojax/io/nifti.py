@@ -314,8 +314,10 @@ def _new_header(nibabel: Any, volume: Volume) -> Any:
         reverse = [2, 1, 0, 3]
         affine = volume.affine[np.ix_(reverse, reverse)]
         header.set_sform(affine, code="aligned")
-        with contextlib.suppress(nibabel.spatialimages.HeaderDataError):
-            header.set_qform(affine, code="aligned", strip_shears=False)  # cannot hold shears
+        try:
+            header.set_qform(affine, code="aligned", strip_shears=False)
+        except nibabel.spatialimages.HeaderDataError:
+            header["qform_code"] = 0  # a quaternion cannot hold the shear of this affine
     text = record.pack(volume).encode()
     header.extensions.append(nibabel.nifti1.Nifti1Extension(_COMMENT, text))
     return header

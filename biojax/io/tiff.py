@@ -134,6 +134,8 @@ def _check_pages(path: Path, file: "tifffile.TiffFile", series: "tifffile.TiffPa
         got = f"an image of shape {shape} of which pages are missing"
     elif series.kind in _CHAINED and _next_page(file):
         got = f"a chain of pages that breaks off after page {len(file.pages) - 1}"
+    elif series.kind in _CHAINED and _tags_are_cut(file):
+        got = "metadata that lie beyond the end of the file"
     else:
         return check_codec(str(path), page)
     raise FileError(
@@ -148,6 +150,25 @@ def _next_page(file: "tifffile.TiffFile") -> int:
     """Where the last page that was found says that the next one is: 0 at a proper end."""
     file.filehandle.seek(file.pages.next_page_offset or 0)
     return struct.unpack(file.tiff.offsetformat, file.filehandle.read(file.tiff.offsetsize))[0]
+
+
+def _tags_are_cut(file: "tifffile.TiffFile") -> bool:
+    """Whether a tag of the first page has its value beyond the end; tifffile leaves such tags out.
+
+    They matter, since OME-XML is often the last thing in a file.
+    """
+    import tifffile
+
+    tiff, handle = file.tiff, file.filehandle
+    handle.seek(file.pages.first.offset)
+    count = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))[0]
+    entries = handle.read(count * tiff.tagsize)
+    for _, kind, number, value in struct.iter_unpack(tiff.tagheaderformat, entries):
+        size = number * struct.calcsize(tifffile.TIFF.DATA_FORMATS.get(kind, "0s"))
+        start = struct.unpack(tiff.offsetformat, value)[0] if size > len(value) else 0
+        if start + size > handle.size:
+            return True
+    return False
 
 
 def _stored_axes(path: Path, series: "tifffile.TiffPageSeries", axes: str | None) -> str:
