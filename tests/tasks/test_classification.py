@@ -22,7 +22,7 @@ class Echo(nn.Module):
 def call(logits, labels, **options):
     task = Classification(Echo(), **options)
     batch = {"image": jnp.asarray(logits, jnp.float32), "label": jnp.asarray(labels)}
-    variables = task.init(jax.random.key(0), batch)
+    variables = {"params": {"scale": jnp.float32(1)}}
     step = jax.jit(partial(task, train=True))
     loss, (metrics, batch_stats) = step(variables, batch, key=jax.random.key(1))
     assert batch_stats == {}
@@ -54,8 +54,13 @@ def test_an_answer_per_step():
 
 
 def test_another_loss():
-    logits = jnp.array([[0.0, 0.0]])
-    assert call(logits, [1], loss=focal)[0] == pytest.approx(float(focal(logits, jnp.array([1]))))
+    assert call([[0.0, 0.0]], [1], loss=focal)[0] == pytest.approx(np.log(2) / 4)
+
+
+def test_init_takes_shapes_alone():
+    image = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    variables = Classification(Echo()).init(jax.random.key(0), {"image": image})
+    assert variables == {"params": {"scale": 1.0}}
 
 
 def test_score():
