@@ -12,7 +12,7 @@ import numpy as np
 from biojax.errors import DataError, FileError, ShapeError, nearest
 from biojax.io import Volume, read_volume
 
-__all__ = ["Case", "check_labels", "find_cases", "load_case"]
+__all__ = ["Case", "case_name", "check_labels", "find_cases", "load_case"]
 
 _ENDING = re.compile(r"\.(nii(\.gz)?|(ome\.)?tiff?|btf)$", re.IGNORECASE)
 _Part = TypeVar("_Part", bound=Path | Volume | np.ndarray)
@@ -151,6 +151,15 @@ def check_labels(
     )
 
 
+def case_name(path: str | Path) -> str:
+    """The name of a file up to its ending: what pairs an image with its label.
+
+    >>> case_name("images/head_01.nii.gz")
+    'head_01'
+    """
+    return _ENDING.sub("", Path(path).name)
+
+
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileError(
@@ -160,7 +169,7 @@ def _by_name(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not _ENDING.search(path.name):
             continue
-        name = _ENDING.sub("", path.name)
+        name = case_name(path)
         if name in found:
             raise DataError(
                 str(folder),

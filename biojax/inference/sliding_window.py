@@ -34,7 +34,7 @@ _REDUCTIONS = ("logits", "probabilities", "argmax")
 
 
 def predict_volume(
-    apply: Callable[[Any, Array], Array],
+    apply: Callable[[Any, Array], Any],
     params: Any,
     volume: Volume | ArrayLike,
     *,

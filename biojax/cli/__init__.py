@@ -1,0 +1,57 @@
+"""The command line: `biojax train | predict | evaluate | info | models`, one file per verb."""
+
+import functools
+import operator
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from biojax.cli.evaluate import Evaluate, evaluate
+from biojax.cli.info import Info, info
+from biojax.cli.models import Models, models
+from biojax.cli.predict import Predict, predict
+from biojax.cli.train import Train, train
+from biojax.errors import BiojaxError, require
+
+__all__ = ["main"]
+
+_VERBS: dict[type, Callable[[Any], None]] = {
+    Train: train,
+    Predict: predict,
+    Evaluate: evaluate,
+    Info: info,
+    Models: models,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    A user's mistake is one message on standard error. `--debug`, anywhere, shows the traceback.
+
+    Args:
+      arguments: the words after `biojax`; those of the process if None.
+
+    Returns:
+      The exit code: 0, or 2 for a mistake.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        tyro = require("tyro", "cli")
+        config = tyro.cli(
+            functools.reduce(operator.or_, _VERBS),
+            prog="biojax",
+            description="Models of biomedical images in JAX. Add --debug to see tracebacks.",
+            args=words or ["--help"],
+            config=(tyro.conf.OmitSubcommandPrefixes,),
+        )
+        _VERBS[type(config)](config)
+    except BiojaxError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"biojax: {error}", file=sys.stderr)
+        return 2
+    return 0
