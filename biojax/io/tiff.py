@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from biojax.errors import (
-    ConfigError,
-    FileError,
-    ShapeError,
-    UnsupportedError,
-    nearest,
-)
+from biojax.errors import ConfigError, FileError, ShapeError, UnsupportedError, nearest
 from biojax.io import record
 from biojax.io.lazy import LazyArray, LazyVolume, rearranged
 from biojax.io.reading import telling
@@ -179,11 +173,8 @@ def _stored_axes(path: Path, series: "tifffile.TiffPageSeries", axes: str | None
         return stored
     ordered = stored if axes is None else own.lower().replace("s", "c")
     unknown = [axis for axis in ordered if axis not in "tzyxc"]
-    free = [axis for axis in "ztc" if axis not in ordered]
-    choices = (
-        [repr(ordered.replace(unknown[0], axis)) for axis in free] if len(unknown) == 1 else []
-    )
-    example = " or ".join(f"axes={choice}" for choice in choices)
+    free = [axis for axis in "ztc" if axis not in ordered and len(unknown) == 1]
+    example = " or ".join(f"axes={ordered.replace(unknown[0], axis)!r}" for axis in free)
     raise ShapeError(
         str(path),
         f"axes={axes!r} for an image of shape {shape}"
@@ -211,8 +202,9 @@ def write_tiff(
     stored = leading + ("yxc" if samples else "cyx" if "c" in sizes else "yx")
     shape = tuple(sizes[axis] for axis in stored)
     letters = (stored.replace("c", "s") if samples else stored).upper()
-    # a page takes a few hundred bytes beside its pixels, and zlib cannot swell more than 0.1 %
-    need = math.prod(shape) * volume.dtype.itemsize * 1.001 + 1024 * math.prod(shape[:-2]) + 2**24
+    # a page takes a few hundred bytes beside its pixels, and LZW may swell by half
+    need = math.prod(shape) * volume.dtype.itemsize * (1.5 if compression else 1)
+    need += 1024 * math.prod(shape[:-2]) + 2**24
     bigtiff = need > _CLASSIC_BYTES or path.suffix.lower() == ".btf"
     imagej = not bigtiff and _fits_imagej(path, volume, samples)
     options = imagej_options(volume, letters) if imagej else ome_options(volume, letters)

@@ -22,6 +22,7 @@ __all__ = ["check_codec", "has_codecs", "no_codec", "page_reader"]
 _DEFLATE = (8, 32946)
 _JPEG = (6, 7, 34892, 33007)
 _BUILT_IN = (1, 32773, *_DEFLATE)
+_TILE = 2**24  # pixels that a tile may have even if its page is smaller
 
 
 def has_codecs() -> bool:
@@ -89,6 +90,8 @@ def _unpacked(path: str, series: "tifffile.TiffPageSeries"):
         page.tilelength if tiled else page.rowsperstrip,
         page.tilewidth if tiled else page.imagewidth,
     )
+    if math.prod(chunk) > max(page.imagedepth * page.imagelength * page.imagewidth, _TILE):
+        raise _damaged(path, 0, f"tiles of {chunk[1:]} pixels, far larger than the page")
     grid = [-(-n // size) for n, size in zip(page.shaped[:4], chunk, strict=True)]
     contiguous = page.samplesperpixel if page.planarconfig == 1 else 1
     # some writers pad the last strip, so twice a chunk is still in order

@@ -86,6 +86,15 @@ def test_a_deflate_bomb(tmp_path):
     _fails(_tiff(tmp_path / "b.tif", 20, 20, zlib.compress(STACK.tobytes() * 99), 8), "page 0")
 
 
+def test_a_deflate_bomb_in_a_tile_far_larger_than_its_page(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK[0], tile=(16, 32), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        for name in ("TileWidth", "TileLength"):
+            file.pages.first.tags[name].overwrite(2**15)
+    _fails(path, "far larger than the page")
+
+
 def test_deflate_that_is_short_or_wrong(tmp_path):
     _fails(_tiff(tmp_path / "a.tif", 20, 20, zlib.compress(bytes(100)), 8), "page 0")
     _fails(_tiff(tmp_path / "b.tif", 20, 20, zlib.compress(bytes(400))[:-6], 8), "end too early")

@@ -125,7 +125,7 @@ def test_one_page_is_clear(tmp_path):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
 def test_storage_does_not_matter(tmp_path, options, dtype):
     if "predictor" in options and "float" in dtype:
-        pytest.skip("needs imagecodecs")
+        pytest.skip("a predictor of floats needs imagecodecs")
     data = STACK.astype(dtype)
     read = read_volume(_write(tmp_path / "a.tif", data, metadata={"axes": "ZYX"}, **options))
     assert (read.axes, read.dtype, read.spacing) == ("zyx", dtype, None)
