@@ -13,8 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Train", "train"]
 
-# What may change when a run goes on: how often it is looked at, not what it computes.
-_FREE = ("evaluate_every", "checkpoint_every", "quiet")
+# What may change when a run goes on: where things lie and how often it is looked at.
+_FREE = (
+    "images",
+    "labels",
+    "val_images",
+    "val_labels",
+    "folder",
+    "evaluate_every",
+    "checkpoint_every",
+    "quiet",
+)
 
 
 @dataclasses.dataclass(frozen=True)
