@@ -1,4 +1,4 @@
-"""One family of errors. Each says what was got, what was expected, how to fix it, what is nearest."""
+"""One family of errors: each says what was got and expected, how to fix it, what is nearest."""
 
 import difflib
 import importlib

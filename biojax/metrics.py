@@ -49,7 +49,7 @@ __all__ = [
 
 def check_labels(
     labels: ArrayLike,
-    num_classes: int,
+    num_classes: int | None,
     *,
     where: str = "check_labels",
     ignore_label: int | None = None,
@@ -58,7 +58,7 @@ def check_labels(
 
     Args:
       labels: any shape; integer, bool, or floating with whole values, as some files have them.
-      num_classes: how many classes there are, the background included.
+      num_classes: how many classes there are, the background included; None for any.
       where: what to name in the error, such as the case or its file.
       ignore_label: a label that is allowed besides.
 
@@ -73,9 +73,13 @@ def check_labels(
     Did you mean num_classes=8?
     """
     labels = np.asarray(labels)
-    known = (labels >= 0) & (labels < num_classes)
+    if labels.dtype.kind not in "iubf":
+        raise DataError(where, f"labels of dtype {labels.dtype}", "integers", "Convert them first")
+    known = labels >= 0
+    if num_classes is not None:
+        known &= labels < num_classes
     if labels.dtype.kind == "f":
-        known &= labels == np.floor(labels)
+        known &= np.isfinite(labels) & (labels == np.floor(labels))
     if ignore_label is not None:
         known |= labels == ignore_label
     if known.all():
@@ -92,7 +96,7 @@ def check_labels(
     raise DataError(
         where,
         f"{got}, and {more} more such values" if more else got,
-        f"whole numbers from 0 to {num_classes - 1}",
+        f"whole numbers from 0{'' if num_classes is None else f' to {num_classes - 1}'}",
         "Correct or remap the labels, raise num_classes, or name a label to ignore",
         guess,
     )

@@ -139,7 +139,15 @@ def test_check_labels_names_the_value(labels, options, message):
         metrics.check_labels(np.array(labels), 3, where="case", **options)
 
 
+@pytest.mark.parametrize("label", [[0, 0.5], [0, np.nan], [0, np.inf], ["a"]])
+def test_labels_that_are_no_numbers_of_classes(label):
+    for num_classes in (3, None):
+        with pytest.raises(DataError, match="case: got label"):
+            metrics.check_labels(np.array(label), num_classes, where="case")
+
+
 def test_check_labels_passes():
+    metrics.check_labels(np.array([0, 700]), None)
     for labels in ([0, 1, 2], [0.0, 2.0], [True, False], []):
         metrics.check_labels(np.array(labels), 3)
     metrics.check_labels(jnp.array([0, 7]), 3, ignore_label=7)

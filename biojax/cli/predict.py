@@ -55,10 +55,11 @@ def predict(config: Predict) -> None:
       FileError: some failed; what went wrong is printed as it happens.
     """
     from biojax.inference import load_segmenter
+    from biojax.io import make_folder
 
     images = _images(config.inputs)
     segmenter = load_segmenter(config.run)
-    _make_folder(config.out)
+    make_folder(config.out)
     truths = _truths(config.truth)
     failed, done = [], 0
     for name, path in images.items():
@@ -151,12 +152,3 @@ def _truths(folder: Path | None) -> dict[str, Path]:
 def _ending(path: Path, format: str) -> str:
     nifti = path.name.lower().endswith((".nii", ".nii.gz"))
     return ("nii.gz" if nifti else "ome.tif") if format == "same" else format
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            str(folder), f"'{error.strerror}'", "a folder to write in", "Choose another one"
-        ) from error

@@ -263,7 +263,7 @@ def _class_names(config: Train) -> tuple[str, ...]:
 def _keep(config: Train) -> None:
     """Write config.json, or find that the folder's run was started with other options."""
     from biojax import __version__
-    from biojax.io import replacing
+    from biojax.io import make_folder, replacing
 
     path = config.folder / "config.json"
     given = json.loads(json.dumps(dataclasses.asdict(config), default=str))
@@ -278,12 +278,7 @@ def _keep(config: Train) -> None:
                     "Choose another folder for another run, or repeat the options of config.json",
                     f"--{name.replace('_', '-')} {stored[name]}",
                 )
-    try:
-        config.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            str(config.folder), f"'{error.strerror}'", "a folder to write in", "Choose another one"
-        ) from error
+    make_folder(config.folder)
     with replacing(path, overwrite=True) as temporary:
         temporary.write_text(json.dumps({"biojax": __version__, **given}, indent=1))
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from biojax.errors import DataError, FileError, ShapeError, nearest
 from biojax.io import Volume, read_volume
+from biojax.metrics import check_labels
 
-__all__ = ["Case", "case_name", "check_labels", "find_cases", "load_case"]
+__all__ = ["Case", "case_name", "find_cases", "load_case"]
 
 _ENDING = re.compile(r"\.(nii(\.gz)?|(ome\.)?tiff?|btf)$", re.IGNORECASE)
 _Part = TypeVar("_Part", bound=Path | Volume | np.ndarray)
@@ -99,56 +100,9 @@ def load_case(
                 f"a label of shape {image.shape[:-1]}",
                 "Check that they belong together, and that the image has a channel axis",
             )
-        check_labels(label, classes, name=case.name, ignore=ignore)
+        check_labels(label, classes, where=f"case {case.name}", ignore_label=ignore)
         label = label if label.dtype.kind in "iu" else label.astype(np.int32)
     return Case(case.name, intensity(image) if intensity else image, label)
-
-
-def check_labels(
-    label: np.ndarray, classes: int | None, *, name: str = "label", ignore: int | None = None
-) -> None:
-    """Check that labels are whole numbers from 0 to classes - 1, or `ignore`.
-
-    Args:
-      label: of any shape and real dtype.
-      classes: number of classes, background included; None checks only that they are whole.
-      name: the case, for the error.
-      ignore: one more value that is allowed.
-
-    Raises:
-      DataError: values that are not.
-
-    >>> check_labels(np.array([0, 1, 4, 4]), 3, name="liver_07")
-    Traceback (most recent call last):
-    ...
-    biojax.errors.DataError: case liver_07: got labels 4 in 2 of 4 voxels. ...
-    """
-    label = np.asarray(label)
-    if label.dtype.kind not in "iubf":
-        raise DataError(
-            f"case {name}", f"labels of dtype {label.dtype}", "integers", "Convert them first"
-        )
-    right = np.isfinite(label)
-    if label.dtype.kind == "f":
-        right &= label == np.rint(label)
-    if classes is not None:
-        right &= (label >= 0) & (label < classes)
-    if ignore is not None:
-        right |= label == ignore
-    if right.all():
-        return
-    wrong = np.unique(label[~right]).tolist()
-    fix = "Relabel the case"
-    if classes is not None and wrong[-1] >= classes and np.isfinite(wrong[-1]):
-        fix += f", or pass classes={int(wrong[-1]) + 1} or more"
-    raise DataError(
-        f"case {name}",
-        f"labels {_some(wrong)} in {np.count_nonzero(~right)} of {label.size} voxels",
-        "whole numbers" if classes is None else f"whole numbers from 0 to {classes - 1}",
-        f"{fix}; pass ignore={wrong[0]} if the loss is to leave them out"
-        if len(wrong) == 1
-        else fix,
-    )
 
 
 def case_name(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and the folders they go to."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from biojax.errors import FileError, nearest
 
-__all__ = ["replacing"]
+__all__ = ["make_folder", "replacing"]
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -66,6 +66,22 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[P
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: str | os.PathLike) -> Path:
+    """Create a folder, and those above it, where they are missing.
+
+    Raises:
+      FileError: it cannot be created, or a file has its name.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(
+            str(folder), f"'{error.strerror}'", "a folder to write in", "Choose another one"
+        ) from error
+    return folder
 
 
 def _refuse(path: Path, overwrite: bool) -> None:

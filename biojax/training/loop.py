@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from biojax.errors import ConfigError, DataError, FileError, require
+from biojax.errors import ConfigError, DataError, require
+from biojax.io.atomic import make_folder
 from biojax.parallel import gather
 from biojax.training.checkpoint import Checkpoints, to_json
 from biojax.training.log import Log
@@ -143,12 +144,7 @@ def _prepare(folder: Path, iterator: Any, config: Any, keep: int) -> Checkpoints
         )
     to_json("data_state", iterator.get_state())
     to_json("config", config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(
-            str(folder), f"'{error.strerror}'", "a folder to write in", "Choose another one"
-        ) from error
+    make_folder(folder)
     checkpoints = Checkpoints(folder, keep=keep)
     checkpoints.clean()
     return checkpoints

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from biojax.data import Case, MinMax, check_labels, find_cases, load_case
+from biojax.data import Case, MinMax, find_cases, load_case
 from biojax.errors import DataError, FileError, ShapeError
 from biojax.io import Volume
 
@@ -126,36 +126,6 @@ def test_geometry_that_is_unknown_or_off_by_rounding(changes):
 def test_arrays_that_do_not_fit():
     with pytest.raises(ShapeError, match=r"case a.*channel axis"):
         load_case(Case("a", np.zeros((4, 5)), np.zeros((4, 5), int)))
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32, bool])
-def test_labels_within_the_classes(dtype):
-    check_labels(np.array([0, 1, 1], dtype), 2)
-
-
-@pytest.mark.parametrize(
-    ("label", "said"),
-    [
-        (np.array([0, 3, 3, 9]), "case x: got labels 3, 9 in 3 of 4 .* 0 to 2. .*classes=10"),
-        (np.array([0, -1]), "labels -1 .*pass ignore=-1"),
-        (np.array([0, 255], np.uint8), "labels 255 .*classes=256 or more; pass ignore=255"),
-        (np.array([0, 0.5]), "labels 0.5"),
-        (np.array([0, np.nan]), "labels nan"),
-        (np.array([0, np.inf]), "labels inf"),
-        (np.arange(3, 99), "labels 3, 4, 5, 6, 7, ... in 96"),
-        (np.array(["a"]), "dtype <U1"),
-    ],
-)
-def test_labels_that_cannot_be_right(label, said):
-    with pytest.raises(DataError, match=said):
-        check_labels(label, 3, name="x")
-
-
-def test_ignored_and_unchecked_labels():
-    check_labels(np.array([0, 1, 255]), 2, ignore=255)
-    check_labels(np.array([-1, 700]), None)
-    with pytest.raises(DataError, match="whole numbers"):
-        check_labels(np.array([0.5]), None)
 
 
 @pytest.mark.data
