@@ -102,13 +102,9 @@ def make_train_step(
             )
             return (optax.tree.add(gradient, more), batch_stats), {"loss": loss, **metrics}
 
-        zeros = optax.tree.zeros_like(state.params)
-        (gradient, batch_stats), metrics = jax.lax.scan(
-            microbatch,
-            (zeros, state.batch_stats),
-            _microbatches(batch, accumulate, strategy.axis),
-            unroll=accumulate == 1,  # no loop around a single one
-        )
+        carry = (optax.tree.zeros_like(state.params), state.batch_stats)
+        parts = _microbatches(batch, accumulate, strategy.axis)
+        (gradient, batch_stats), metrics = _loop(microbatch, carry, parts)
         gradient = optax.tree.scale(1 / accumulate, gradient)
         metrics = jax.tree.map(jnp.mean, metrics)
         if strategy.axis:
@@ -163,6 +159,22 @@ def make_eval_step(
 
     compiled = strategy.compile(evaluate)
     return lambda state, batch: compiled(strategy.place_state(state), strategy.place_batch(batch))
+
+
+def _loop(body: Callable, carry: Any, parts: Any) -> Any:
+    """`jax.lax.scan`, written out on CPU and for a single part.
+
+    XLA's CPU compiler turns convolutions into its fast form in the outermost computation only:
+    the gradients of those inside of a loop are many times slower.
+    """
+    length = len(jax.tree.leaves(parts)[0])
+    if length > 1 and jax.default_backend() != "cpu":
+        return jax.lax.scan(body, carry, parts)
+    outputs = []
+    for i in range(length):
+        carry, output = body(carry, jax.tree.map(lambda x, i=i: x[i], parts))
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)
 
 
 def _microbatches(batch: Any, accumulate: int, axis: str | None) -> Any:
