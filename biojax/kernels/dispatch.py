@@ -5,8 +5,8 @@ implementation is taken as named, and raises where it cannot do the job; with No
 decides. `explain` traces a call without computing it and tells what was chosen.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,15 @@ class Choice(NamedTuple):
         return f"{self.kernel}: {self.implementation} ({self.reason})"
 
 
-_record: ContextVar[list[Choice] | None] = ContextVar("record", default=None)
+@dataclasses.dataclass(eq=False)
+class _Record:
+    """The choices of one call of `explain`."""
+
+    choices: list[Choice] = dataclasses.field(default_factory=list)
+
+
+# A part of jit's cache key: under a new record, functions traced before are traced again.
+_record = jax.make_user_context(default_value=None)
 
 
 def select(
@@ -61,9 +69,9 @@ def select(
             "Name one of these",
             nearest(implementation, implementations),
         )
-    record = _record.get()
+    record = _record.value
     if record is not None:
-        record.append(Choice(kernel, name, reason))
+        record.choices.append(Choice(kernel, name, reason))
     return implementations[name]
 
 
@@ -95,12 +103,10 @@ def explain(function: Callable, *args, **kwargs) -> list[Choice]:
         function(*args, **kwargs)
         return ()
 
-    token = _record.set([])
-    try:
+    record = _Record()
+    with _record(record):
         jax.eval_shape(call, arrays)
-        return _record.get() or []
-    finally:
-        _record.reset(token)
+    return record.choices
 
 
 def platform() -> str:

@@ -1,0 +1,189 @@
+"""Choosing an implementation, saying why, and never falling back in silence."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from biojax import kernels
+from biojax.errors import ConfigError, ShapeError, UnsupportedError
+from biojax.kernels import Choice, attention, conv, conv_transpose, explain, linear_scan, max_pool
+from biojax.kernels.dispatch import accumulator, platform
+from biojax.models import create_model
+
+
+def shaped(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+X3, W3 = shaped(1, 4, 5, 6, 2), shaped(3, 3, 3, 2, 4)
+
+
+def test_explain_says_what_and_why():
+    (choice,) = explain(conv, X3, W3)
+    assert choice == Choice(
+        "conv", "planes", "3-D on CPU, where 2-D convolutions are several times faster"
+    )
+    assert str(choice).startswith("conv: planes (3-D on CPU")
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "options", "implementation", "reason"),
+    [
+        (conv, (shaped(1, 4, 5, 2), shaped(3, 3, 2, 4)), {}, "xla", "2-D"),
+        (conv, (X3, shaped(3, 3, 3, 1, 4)), {"feature_group_count": 2}, "xla", "grouped"),
+        (conv, (X3, W3), {"implementation": "xla"}, "xla", "named by the caller"),
+        (
+            conv_transpose,
+            (X3, shaped(2, 2, 2, 2, 4)),
+            {"strides": 2},
+            "matmul",
+            "kernel equal to strides: no two outputs overlap",
+        ),
+        (conv_transpose, (X3, W3), {"strides": 2}, "xla", "kernel differs from strides"),
+        (
+            linear_scan,
+            (shaped(3), shaped(2, 5, 3)),
+            {},
+            "sequential",
+            "on CPU one pass over memory beats log(t) of them",
+        ),
+        (attention, (shaped(1, 4, 2, 8),) * 3, {"is_causal": True}, "xla", "the only one"),
+        (max_pool, (X3, 2), {"strides": (1, 2, 2)}, "xla", "the only one"),
+    ],
+)
+def test_the_rule_of_each_kernel(function, args, options, implementation, reason):
+    expected = Choice(function.__name__, implementation, reason)
+    assert explain(function, *args, **options) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "implementation", "reason"),
+    [
+        (conv, (X3, W3), "xla", "the platform's own 3-D convolution on tpu"),
+        (linear_scan, (shaped(3), shaped(2, 5, 3)), "associative", "log(t) parallel steps on tpu"),
+    ],
+)
+def test_the_rule_on_an_accelerator(function, args, implementation, reason):
+    with mock.patch("jax.default_backend", return_value="tpu"):
+        (choice,) = explain(function, *args)
+    assert choice == Choice(function.__name__, implementation, reason)
+
+
+def test_explain_computes_nothing():
+    terabytes = shaped(64, 1024, 1024, 1024, 64)
+    assert explain(conv, terabytes, shaped(3, 3, 3, 64, 64))[0].implementation == "planes"
+
+
+def test_explain_a_model_in_the_order_traced():
+    model = create_model("unet", out_channels=2, features=(2, 4))
+    x = shaped(1, 4, 4, 4, 1)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    choices = explain(model.apply, variables, x, train=False)
+    encoder, decoder, head = 4 * ["planes"], 2 * ["planes"], ["planes"]
+    assert [c.implementation for c in choices] == [*encoder, "matmul", *decoder, *head]
+    assert [c.kernel for c in choices] == 4 * ["conv"] + ["conv_transpose"] + 3 * ["conv"]
+
+
+def test_explain_a_function_that_was_jitted_and_run_before():
+    @jax.jit
+    def run(x, w):
+        return jax.checkpoint(conv)(x, w)
+
+    x, w = jnp.ones((1, 3, 1)), jnp.ones((3, 1, 1))
+    run(x, w)
+    assert explain(run, x, w) == [Choice("conv", "xla", "1-D")]
+    assert explain(run, x, w) == explain(run, x, w)
+
+
+def test_explain_records_nothing_outside_of_itself():
+    with pytest.raises(ShapeError):
+        explain(conv, X3, shaped(3, 3, 3, 5, 4))
+    outer: list[Choice] = []
+
+    def nested(x, w):
+        outer.extend(explain(conv, shaped(*x.shape), shaped(*w.shape)))
+        return conv(x, w, implementation="xla")
+
+    assert [c.implementation for c in explain(nested, X3, W3)] == ["xla"]
+    assert [c.implementation for c in outer] == ["planes"]
+
+
+CALLS = {
+    "conv": (X3, W3),
+    "conv_transpose": (X3, W3),
+    "max_pool": (X3, 2),
+    "avg_pool": (X3, 2),
+    "linear_scan": (shaped(3), shaped(2, 5, 3)),
+    "rnn": (shaped(2, 5, 3), shaped(3, 4), shaped(4, 4), shaped(4)),
+    "lstm": (shaped(2, 5, 3), shaped(3, 16), shaped(4, 16), shaped(16)),
+    "gru": (shaped(2, 5, 3), shaped(3, 12), shaped(4, 12), shaped(12)),
+    "attention": (shaped(1, 4, 2, 8),) * 3,
+}
+
+
+@pytest.mark.parametrize("kernel", CALLS)
+def test_unknown_implementation(kernel):
+    with pytest.raises(ConfigError, match=f"^{kernel}: got implementation='cudnn'. Expected one"):
+        explain(getattr(kernels, kernel), *CALLS[kernel], implementation="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wrong", "right"),
+    [
+        ("conv", "plane", "planes"),
+        ("conv_transpose", "matmull", "matmul"),
+        ("linear_scan", "associativ", "associative"),
+        ("gru", "sequental", "sequential"),
+    ],
+)
+def test_the_nearest_implementation(kernel, wrong, right):
+    with pytest.raises(ConfigError, match=f"Did you mean '{right}'") as caught:
+        explain(getattr(kernels, kernel), *CALLS[kernel], implementation=wrong)
+    assert f"'{right}'" in caught.value.expected
+    assert caught.value.expected.endswith("or None to choose")
+
+
+@pytest.mark.parametrize(
+    ("function", "w", "options", "reason"),
+    [
+        (conv, (3, 3, 2, 4), {"implementation": "planes"}, "2-D with 1 groups"),
+        (
+            conv,
+            (3, 3, 3, 1, 4),
+            {"implementation": "planes", "feature_group_count": 2},
+            "3-D with 2 groups",
+        ),
+        (conv_transpose, (3, 3, 3, 2, 4), {"strides": 2}, r"kernel \(3, 3, 3\), strides"),
+        (conv_transpose, (2, 2, 2, 2, 4), {"strides": 2, "kernel_dilation": 2}, r"dilation \(2"),
+        (conv_transpose, (2, 2, 2, 2, 4), {"strides": 2, "padding": 0}, "padding 'SAME' or"),
+    ],
+)
+def test_a_named_implementation_never_falls_back(function, w, options, reason):
+    options = {"implementation": "matmul", **options}
+    x = jnp.ones((1, *[4] * (len(w) - 2), 2))
+    with pytest.raises(UnsupportedError, match=reason) as caught:
+        function(x, jnp.ones(w), **options)
+    assert "Use implementation='xla', or None to choose" in str(caught.value)
+    assert isinstance(caught.value, NotImplementedError)
+
+
+def test_platform():
+    assert platform() == "cpu"
+    with jax.default_device(jax.devices()[1]):
+        assert platform() == "cpu"
+    with mock.patch("jax.default_backend", return_value="tpu"):
+        assert platform() == "tpu"
+        with jax.default_device("cpu"):
+            assert platform() == "cpu"
+    for name in ("cuda", "rocm", "gpu"):
+        with mock.patch("jax.default_backend", return_value=name):
+            assert platform() == "gpu"
+
+
+def test_accumulator_is_at_least_float32():
+    for narrow in (jnp.bfloat16, jnp.float16, jnp.float32):
+        assert accumulator(narrow) == jnp.float32
+    assert accumulator(jnp.complex64) == jnp.complex64
+    assert accumulator(jnp.float64) == jnp.float64
