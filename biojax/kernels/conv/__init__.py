@@ -1,11 +1,14 @@
 """Convolution and transposed convolution in one to three spatial dimensions."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.kernels.conv import matmul, planes, xla
 from biojax.kernels.conv.geometry import (
     Geometry,
+    Pads,
     conv_pads,
     dilated,
     out_size,
@@ -67,14 +70,7 @@ def conv(
     strides = per_axis("conv", "strides", strides, rank)
     extent = dilated(w.shape[:-2], dilation)
     pads = conv_pads("conv", padding, x.shape[1:-1], extent, strides)
-    sizes = [out_size(*each) for each in zip(x.shape[1:-1], pads, extent, strides, strict=True)]
-    if min(sizes) < 0:
-        raise ShapeError(
-            "conv",
-            f"an image of {x.shape[1:-1]} and a kernel that spans {extent}",
-            "a padded image no smaller than the kernel",
-            "Pad the image, or use padding='SAME'",
-        )
+    _check_size("conv", x.shape[1:-1], pads, extent, strides)
 
     def rule() -> tuple[str, str]:
         if rank < 3:
@@ -133,7 +129,10 @@ def conv_transpose(
     rank = _check("conv_transpose", x, w, 1)
     strides = per_axis("conv_transpose", "strides", strides, rank)
     dilation = per_axis("conv_transpose", "kernel_dilation", kernel_dilation, rank)
-    pads = transpose_pads("conv_transpose", padding, dilated(w.shape[:-2], dilation), strides)
+    extent = dilated(w.shape[:-2], dilation)
+    pads = transpose_pads("conv_transpose", padding, extent, strides)
+    spread = [(n - 1) * s + 1 for n, s in zip(x.shape[1:-1], strides, strict=True)]
+    _check_size("conv_transpose", spread, pads, extent, (1,) * rank)
     geometry = Geometry(strides, pads, dilation, 1, precision)
 
     def rule() -> tuple[str, str]:
@@ -148,11 +147,12 @@ def conv_transpose(
 def _check(where: str, x: Array, w: Array, groups: int) -> int:
     """The number of spatial axes, once x and w are known to fit."""
     rank = x.ndim - 2
-    if not 1 <= rank <= 3 or w.ndim != x.ndim:
+    if not 1 <= rank <= 3 or w.ndim != x.ndim or min(w.shape[:-2]) < 1:
         raise ShapeError(
             where,
             f"x of shape {x.shape} and a kernel of shape {w.shape}",
-            "x (b, *spatial, c) and a kernel (*k, c, f) with the same one to three spatial axes",
+            "x (b, *spatial, c) and a kernel (*k, c, f) with the same one to three spatial axes, "
+            "each k at least 1",
             "Add a batch axis in front or a channel axis at the end",
         )
     channels, per_group = x.shape[-1], w.shape[-2]
@@ -176,3 +176,20 @@ def _check(where: str, x: Array, w: Array, groups: int) -> int:
             f"Convert one of them: x.astype({jnp.result_type(x, w, jnp.bfloat16)})",
         )
     return rank
+
+
+def _check_size(
+    where: str,
+    spatial: Sequence[int],
+    pads: Pads,
+    extent: Sequence[int],
+    strides: Sequence[int],
+) -> None:
+    sizes = [out_size(*each) for each in zip(spatial, pads, extent, strides, strict=True)]
+    if min(sizes) < 1:
+        raise ShapeError(
+            where,
+            f"an image of {tuple(spatial)}, padding {pads} and a kernel that spans {extent}",
+            "a padded image no smaller than the kernel",
+            "Pad the image, or use padding='SAME'",
+        )

@@ -38,9 +38,12 @@ def per_axis(where: str, name: str, value: IntOrTuple, rank: int) -> tuple[int, 
 
     Raises:
       ShapeError: the wrong number of them, or one below 1.
+
+    >>> per_axis("conv", "strides", 2, 3)
+    (2, 2, 2)
     """
-    values = (value,) * rank if isinstance(value, int | np.integer) else tuple(value)
-    if len(values) != rank or any(int(v) != v or v < 1 for v in values):
+    values = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,) * rank
+    if len(values) != rank or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
         raise ShapeError(
             where,
             f"{name}={value!r}",

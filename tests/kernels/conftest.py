@@ -1,0 +1,62 @@
+"""What every kernel must stand: jit, vmap, grad, checkpoint, shard_map, and no compilation anew."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+
+def value_and_gradients(f: Callable, x, weights):
+    """The output and the gradients of a fixed weighting of it, as one compiled program."""
+
+    def scalar(x, weights):
+        y = f(x, *weights)
+        weighting = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return jnp.sum(y * weighting), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))(
+        x, weights
+    )
+    return y, *gradients
+
+
+@pytest.fixture(scope="session")
+def stands_every_transform() -> Callable:
+    """Checks that f(x, *weights), independent along x's batch of 8, is the same in every way."""
+    mesh = jax.make_mesh((8,), ("b",), (AxisType.Auto,))
+
+    def check(f: Callable, x, *weights) -> None:
+        def one_by_one(x, *weights):
+            return jax.vmap(lambda one: jax.checkpoint(f)(one[None], *weights)[0])(x)
+
+        specs = (P("b"), *(P() for _ in weights))
+        sharded = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("b"))
+        want = value_and_gradients(f, x, weights)
+        for way in (one_by_one, sharded):
+            got = value_and_gradients(way, x, weights)
+            for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+                assert g.dtype == w.dtype
+                np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5)
+        assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(want))
+
+    return check
+
+
+@pytest.fixture
+def compiles_once(caplog) -> Callable:
+    """Checks that a second call outside of jit, with other values, compiles nothing."""
+
+    def check(f: Callable, *arrays) -> None:
+        jax.block_until_ready(f(*arrays))
+        others = [a * 2 for a in arrays]
+        jax.block_until_ready(others)
+        with jax.log_compiles():
+            caplog.clear()
+            jax.block_until_ready(f(*others))
+        assert not [r.message for r in caplog.records if "ompil" in r.message]
+
+    return check
