@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def draw_overlay(
     classes: Sequence[str] | None = None,
     title: str = "",
 ) -> None:
-    """Write a PNG of the slices that hold the most foreground, one row for each plane.
+    """Write a PNG of slices through the middle of the foreground, one row for each plane.
 
     Columns are the image, the prediction over it and, where the truth is known, the truth and the
     voxels that differ. Background (class 0) is left clear. Axes are to scale where the spacing is
@@ -63,24 +64,25 @@ def draw_overlay(
 
     columns = ["image", "prediction", "truth", "errors"][: 2 * len(labels)]
     views = _views(image, labels)
-    size = (3 * len(columns), 3 * len(views) + 0.6)
+    heights = [view.height for view in views]
+    size = (3 * len(columns), 3 * sum(heights) + 0.8)
     figure = figure_module.Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(len(views), len(columns), squeeze=False)
+    panels = figure.subplots(len(views), len(columns), squeeze=False, height_ratios=heights)
     for panel, column in zip(panels[0], columns, strict=True):
         panel.set_title(column)
-    for row, (name, index, aspect) in zip(panels, views, strict=True):
-        origin = "lower" if image.affine is not None else "upper"
-        place = {"origin": origin, "aspect": aspect, "interpolation": "nearest"}
-        slices = [label[index] for label in labels]
+    origin = "lower" if image.affine is not None else "upper"
+    for row, view in zip(panels, views, strict=True):
+        place = {"origin": origin, "aspect": view.aspect, "interpolation": "nearest"}
+        slices = [label[view.at] for label in labels]
         for panel in row:
-            panel.imshow(pixels[index], cmap="gray", vmin=low, vmax=high, **place)
+            panel.imshow(pixels[view.at], cmap="gray", vmin=low, vmax=high, **place)
             panel.set(xticks=[], yticks=[])
         for panel, label in zip(row[1:], slices, strict=False):
             panel.imshow(label, alpha=0.6, **labels_shown, **place)
         if len(slices) == 2:
             wrong = np.ma.masked_equal(slices[0] != slices[1], False)
             row[-1].imshow(wrong, **errors_shown, **place)
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(view.name)
 
     legend = dict(zip(names[1:], palette[1:], strict=True))
     legend |= {"differs from the truth": _ERROR} if truth is not None else {}
@@ -91,17 +93,33 @@ def draw_overlay(
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def _views(image: Volume, labels: list[np.ndarray]) -> list[tuple[str, tuple, float]]:
-    """For each plane: its name, the index of its slice, and a pixel's height over its width."""
+class _View(NamedTuple):
+    """A slice to show."""
+
+    name: str
+    at: tuple[int | slice, ...]
+    aspect: float  # a pixel's height over its width
+    height: float  # of the panel, over its width
+
+
+def _views(image: Volume, labels: list[np.ndarray]) -> list[_View]:
     spatial = image.spatial_axes
     spacing = image.spacing or (1.0,) * len(spatial)
     if len(spatial) == 2:
-        return [("", (), spacing[0] / spacing[1])]
+        return [_view("", (), image.spatial_shape, spacing)]
     views = []
-    foreground = labels[-1] > 0
     for axis, name in enumerate(spatial):
-        others = tuple(i for i in range(3) if i != axis)
-        at = int(foreground.sum(axis=others).argmax())
-        index = tuple(at if i == axis else slice(None) for i in range(3))
-        views.append((f"{_PLANES[name]} {at}", index, spacing[others[0]] / spacing[others[1]]))
+        others = [i for i in range(3) if i != axis]
+        foreground = np.cumsum((labels[-1] > 0).sum(axis=tuple(others)))
+        middle = int(np.searchsorted(foreground, foreground[-1] / 2))
+        index = tuple(middle if i == axis else slice(None) for i in range(3))
+        shape, distances = (
+            [values[i] for i in others] for values in (image.spatial_shape, spacing)
+        )
+        views.append(_view(f"{_PLANES[name]} {middle}", index, shape, distances))
     return views
+
+
+def _view(name: str, at: tuple, shape: Sequence[int], spacing: Sequence[float]) -> _View:
+    aspect = spacing[0] / spacing[1]
+    return _View(name, at, aspect, float(np.clip(aspect * shape[0] / shape[1], 0.3, 1.3)))

@@ -53,8 +53,11 @@ def draw_progress(records: Sequence[dict[str, Any]], path: Path) -> None:
     evaluations = [record for record in records if "evaluation" in record]
     figure = figure_module.Figure(figsize=(8, 6 if evaluations else 3.5), layout="constrained")
     panels = figure.subplots(2 if evaluations else 1, sharex=True, squeeze=False)[:, 0]
-    panels[0].plot(*_curve(training, lambda record: record["loss"]), linewidth=1)
+    steps, losses = _curve(training, lambda record: record["loss"])
+    panels[0].plot(steps, losses, linewidth=1, alpha=0.35)
+    panels[0].plot(steps, _smooth(losses), linewidth=1.5, color="C0", label="running mean")
     panels[0].set_ylabel("loss")
+    panels[0].legend(fontsize="small")
     if evaluations:
         for name in evaluations[-1]["evaluation"]:
             curve = _curve(evaluations, lambda record, name=name: record["evaluation"].get(name))
@@ -69,6 +72,12 @@ def draw_progress(records: Sequence[dict[str, Any]], path: Path) -> None:
 def _curve(records: Sequence[dict[str, Any]], of: Callable) -> tuple[list[int], list[float]]:
     values = [of(record) for record in records]
     return [r["step"] for r in records], [float("nan") if v is None else v for v in values]
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """The mean of each value and those before it, over a twentieth of them all."""
+    width = max(len(values) // 20, 1)
+    return [sum(values[max(i - width, 0) : i]) / min(i, width) for i in range(1, len(values) + 1)]
 
 
 def _has_rich() -> bool:
