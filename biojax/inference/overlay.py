@@ -113,10 +113,8 @@ def _views(image: Volume, labels: list[np.ndarray]) -> list[_View]:
         foreground = np.cumsum((labels[-1] > 0).sum(axis=tuple(others)))
         middle = int(np.searchsorted(foreground, foreground[-1] / 2))
         index = tuple(middle if i == axis else slice(None) for i in range(3))
-        shape, distances = (
-            [values[i] for i in others] for values in (image.spatial_shape, spacing)
-        )
-        views.append(_view(f"{_PLANES[name]} {middle}", index, shape, distances))
+        shape = [image.spatial_shape[i] for i in others]
+        views.append(_view(f"{_PLANES[name]} {middle}", index, shape, [spacing[i] for i in others]))
     return views
 
 
