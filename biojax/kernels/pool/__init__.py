@@ -1,5 +1,7 @@
 """Max and average pooling in one to three spatial dimensions."""
 
+import jax.numpy as jnp
+
 from biojax.errors import ShapeError
 from biojax.kernels.conv.geometry import Pads, conv_pads, out_size, per_axis
 from biojax.kernels.dispatch import select
@@ -32,9 +34,9 @@ def max_pool(
       (b, *out, c), of x's dtype.
 
     Raises:
-      ShapeError: the window does not fit the image, or a window would see no pixel at all.
+      ShapeError: the window does not fit the image, or a window would see no pixel at all; x is
+        boolean or complex.
 
-    >>> import jax.numpy as jnp
     >>> max_pool(jnp.arange(6.0).reshape(1, 6, 1), 2)[0, :, 0]
     Array([1., 3., 5.], dtype=float32)
     """
@@ -68,9 +70,9 @@ def avg_pool(
       (b, *out, c), of x's dtype; summed in at least float32.
 
     Raises:
-      ShapeError: the window does not fit the image, or a window would see no pixel at all.
+      ShapeError: the window does not fit the image, or a window would see no pixel at all; x is
+        boolean or complex.
 
-    >>> import jax.numpy as jnp
     >>> avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2, padding="SAME")[0, :, 0]
     Array([0.5, 2. ], dtype=float32)
     """
@@ -93,6 +95,13 @@ def _check(
             f"x of shape {x.shape}",
             "(b, *spatial, c) with one to three spatial axes",
             "Add a batch axis in front or a channel axis at the end",
+        )
+    if not (jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)):
+        raise ShapeError(
+            where,
+            f"x of {x.dtype}",
+            "a floating or integer dtype",
+            "Convert it: x.astype(jnp.float32)",
         )
     window = per_axis(where, "window", window, rank)
     strides = window if strides is None else per_axis(where, "strides", strides, rank)

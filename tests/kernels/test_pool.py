@@ -1,0 +1,123 @@
+"""Pooling: values by hand, a loop in numpy, and what is refused."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.errors import ShapeError
+from biojax.kernels import avg_pool, max_pool
+
+
+def line(*values: float) -> jax.Array:
+    """One image of one channel along one axis."""
+    return jnp.asarray(values, jnp.float32).reshape(1, -1, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "largest", "mean"),
+    [
+        ({"window": 2}, [4, 2], [2.5, 0]),
+        ({"window": 2, "strides": 1}, [4, 4, 2, 2], [2.5, 1, 0, -1.5]),
+        ({"window": 2, "padding": "SAME"}, [4, 2, -5], [2.5, 0, -5]),
+        ({"window": 3, "strides": 2, "padding": "SAME"}, [4, 4, 2], [2.5, 4 / 3, -1.5]),
+        ({"window": 2, "padding": 1}, [1, 4, 2], [1, 1, -1.5]),
+        ({"window": (3,), "strides": (4,), "padding": [(2, 0)]}, [1, 2], [1, -5 / 3]),
+        ({"window": 2, "padding": [(-1, 0)]}, [4, 2], [1, -1.5]),
+    ],
+)
+def test_by_hand(options, largest, mean):
+    x = line(1, 4, -2, 2, -5)
+    assert max_pool(x, **options)[0, :, 0].tolist() == largest
+    np.testing.assert_allclose(avg_pool(x, **options)[0, :, 0], mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_against_a_loop_in_three_dimensions(pool):
+    x = np.random.default_rng(0).standard_normal((2, 4, 5, 6, 3)).astype(np.float32)
+    window, strides, before = (2, 3, 2), (1, 2, 3), (1, 0, 1)
+    y = pool(x, window, strides=strides, padding=((1, 0), (0, 1), (1, 1)))
+    expected = np.zeros((2, 4, 2, 3, 3))
+    for o in itertools.product(range(4), range(2), range(3)):
+        start = np.array(o) * strides - before
+        box = tuple(slice(max(s, 0), s + k) for s, k in zip(start, window, strict=True))
+        seen = x[:, *box].astype(np.float64).reshape(2, -1, 3)
+        expected[:, *o] = seen.max(axis=1) if pool is max_pool else seen.mean(axis=1)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_never_counts():
+    ones = jnp.ones((1, 3, 3, 1))
+    options = {"strides": 2, "padding": ((1, 1), (1, 1))}
+    assert set(avg_pool(ones, 3, **options).ravel().tolist()) == {1.0}
+    assert set(max_pool(-ones, 3, **options).ravel().tolist()) == {-1.0}
+
+
+def test_integers_keep_their_type():
+    labels = jnp.array([[[3], [250], [7], [1]]], jnp.uint8)
+    assert max_pool(labels, 2).dtype == jnp.uint8
+    assert max_pool(labels, 2).ravel().tolist() == [250, 7]
+    assert max_pool(-labels.astype(jnp.int16), 2, padding=1).ravel().tolist() == [-3, -7, -1]
+    assert avg_pool(labels, 2).ravel().tolist() == [126, 4]  # 126.5 and 4, cut to whole
+
+
+def test_nan_is_not_hidden():
+    for pool in (max_pool, avg_pool):
+        y = pool(line(1, jnp.nan, 3, 4), 2)[0, :, 0]
+        assert np.isnan(y[0])
+        assert np.isfinite(y[1])
+
+
+def test_gradients_by_hand():
+    x = line(1, 4, -2, 2, -5, 0)
+    largest = jax.grad(lambda x: (max_pool(x, 2)[0, :, 0] * jnp.arange(1.0, 4.0)).sum())(x)
+    assert largest[0, :, 0].tolist() == [0, 1, 0, 2, 0, 3]
+    mean = jax.grad(lambda x: avg_pool(x, 2, strides=4, padding="SAME").sum())(x)
+    assert mean[0, :, 0].tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_long_means_do_not_stall(dtype):
+    y = avg_pool(jnp.ones((1, 64, 64, 1), dtype), 64)
+    assert y.dtype == dtype
+    assert y.ravel().tolist() == [1.0]
+    assert max_pool(jnp.ones((1, 8, 1), dtype), 8).dtype == dtype
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_transforms(pool, stands_every_transform):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4, 3, 5, 2)), jnp.float32)
+    stands_every_transform(lambda x: pool(x, 2, padding="SAME"), x)
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_compiles_once(pool, compiles_once):
+    compiles_once(lambda x: pool(x, 2, padding="SAME"), jnp.ones((1, 3, 3, 1)))
+
+
+X = jnp.ones((1, 4, 5, 2))
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (X[0, 0], {"window": 2}, r"x of shape \(5, 2\).*one to three spatial axes"),
+        (X[None, None, None], {"window": 2}, "one to three spatial axes"),
+        (X > 0, {"window": 2}, r"x of bool.*Convert it: x.astype\(jnp.float32\)"),
+        (X * 1j, {"window": 2}, "x of complex64"),
+        (X, {"window": (2, 2, 2)}, r"window=\(2, 2, 2\).*or 2 of them"),
+        (X, {"window": 0}, "window=0.*each at least 1"),
+        (X, {"window": 2, "strides": 0}, "strides=0"),
+        (X, {"window": 2, "padding": "REFLECT"}, "padding='REFLECT'.*'SAME', 'VALID'"),
+        (X, {"window": 2, "padding": [1, 1]}, r"padding=\[1, 1\].*2 pairs"),
+        (X, {"window": 5}, r"image of \(4, 5\), a window of \(5, 5\)"),
+        (X, {"window": 2, "padding": 2}, "padding narrower than the window"),
+        (X, {"window": 2, "padding": -2}, "Use a smaller window, or padding='SAME'"),
+    ],
+)
+def test_what_is_refused(pool, x, options, message):
+    with pytest.raises(ShapeError, match=rf"^{pool.__name__}: got .*?{message}"):
+        pool(x, **options)
