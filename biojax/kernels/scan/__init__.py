@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, ShapeError, nearest
-from biojax.kernels.dispatch import platform, select
+from biojax.kernels.dispatch import accumulator, platform, select
 from biojax.kernels.scan import associative, sequential
 from biojax.typing import Array
 
@@ -37,7 +37,7 @@ def linear_scan(
       h: every state, shape and dtype of b. h_last: the last state in the order run.
 
     Raises:
-      ShapeError: a does not broadcast to b, or h0 has the wrong shape.
+      ShapeError: a does not broadcast to b, or h0 has the wrong shape or too wide a dtype.
 
     The carry is held in at least float32. Time and memory are linear in t.
     Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length",
@@ -117,6 +117,7 @@ def rnn(
 
     Raises:
       ShapeError: the arrays do not fit together.
+      ConfigError: an unknown activation.
 
     The carry is held in at least float32.
     Source: Elman, "Finding structure in time", Cognitive Science 14, 1990.
@@ -209,6 +210,7 @@ def gru(
 
     Raises:
       ShapeError: the arrays do not fit together.
+      ConfigError: an unknown reset.
 
     The carry is held in at least float32.
     Source: Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014,
@@ -232,12 +234,13 @@ def _cell(where: str, function: Callable, implementation: str | None) -> Callabl
 def _initial(where: str, name: str, value: Array | None, shape: tuple[int, ...], dtype) -> Array:
     if value is None:
         return jnp.zeros(shape, dtype)
-    if value.shape != shape:
+    wide = accumulator(dtype)
+    if value.shape != shape or jnp.promote_types(value.dtype, wide) != wide:
         raise ShapeError(
             where,
-            f"{name} of shape {value.shape}",
-            f"shape {shape}",
-            f"Leave {name} out to start from zeros, or give it this shape",
+            f"{name} of {value.dtype} and shape {value.shape}",
+            f"shape {shape}, and no dtype wider than {wide}",
+            f"Leave {name} out for zeros, or convert it",
         )
     return value
 
@@ -255,10 +258,12 @@ def _check_cell(where: str, gates: int, x: Array, w_x: Array, w_h: Array, bias: 
             f"x (b, t, c), w_x (c, {g}), w_h (f, {g}), bias ({g},)",
             "Make the shapes agree",
         )
-    if not x.dtype == w_x.dtype == w_h.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+    if not x.dtype == w_x.dtype == w_h.dtype == bias.dtype or not jnp.issubdtype(
+        x.dtype, jnp.floating
+    ):
         raise ShapeError(
             where,
-            f"x of {x.dtype} and weights of {w_x.dtype} and {w_h.dtype}",
+            f"x of {x.dtype}, w_x of {w_x.dtype}, w_h of {w_h.dtype}, bias of {bias.dtype}",
             "one floating dtype for all",
             "Convert them with astype",
         )
