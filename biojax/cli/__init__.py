@@ -4,6 +4,7 @@ import functools
 import operator
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    before, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         tyro = require("tyro", "cli")
         config = tyro.cli(
@@ -54,4 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"biojax: {error}", file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = before
     return 0
+
+
+def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """One line without the place in the code, which tells a user nothing."""
+    return f"biojax: {message}\n"
