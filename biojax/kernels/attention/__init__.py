@@ -69,13 +69,14 @@ def _check(query: Array, key: Array, value: Array, bias: Array | None, mask: Arr
         and query.shape[0] == key.shape[0] == value.shape[0]
         and query.shape[-1] == key.shape[-1]
         and key.shape[1:3] == value.shape[1:3]
-        and key.shape[2] > 0
+        and min(key.shape[1:]) > 0
         and query.shape[2] % key.shape[2] == 0
     ):
         raise ShapeError(
             where,
             f"query {query.shape}, key {key.shape}, value {value.shape}",
-            "query (b, t, n, k), key (b, s, m, k), value (b, s, m, v), n a multiple of m",
+            "query (b, t, n, k), key (b, s, m, k), value (b, s, m, v), n a multiple of m; "
+            "s, m and k at least 1",
             "Heads come third: x.reshape(b, t, n, k)",
         )
     if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):

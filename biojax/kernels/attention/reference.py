@@ -1,6 +1,7 @@
 """The contract of `attention`: one head after the other."""
 
 import jax.numpy as jnp
+from jax import lax
 
 from biojax.typing import Array
 
@@ -21,11 +22,13 @@ def attention(query, key, value, bias, mask, scale, is_causal, precision) -> Arr
         for j in range(n):
             q, k, v = query[i, :, j], key[i, :, j // group], value[i, :, j // group]
             logits = scale * jnp.matmul(q, k.T, precision=precision) + bias[i, j]
-            seen = mask[i, j] & (logits > -jnp.inf)
+            seen = mask[i, j] & (logits != -jnp.inf)
             if is_causal:
                 seen &= jnp.arange(s)[None, :] <= jnp.arange(t)[:, None]
             # The largest is taken off so that no exponential overflows.
-            peak = jnp.max(logits, axis=1, keepdims=True, where=seen, initial=-1e30)
+            peak = jnp.max(
+                lax.stop_gradient(logits), axis=1, keepdims=True, where=seen, initial=-1e30
+            )
             weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - peak, 0.0)), 0.0)
             total = weights.sum(axis=1, keepdims=True)
             weights = weights / jnp.where(total > 0, total, 1.0)

@@ -1,6 +1,7 @@
 """Attention as two matrix products around a softmax, with every score in memory."""
 
 import jax.numpy as jnp
+from jax import lax
 
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
@@ -31,10 +32,14 @@ def attention(query, key, value, bias, mask, scale, is_causal, precision) -> Arr
 
 
 def _softmax(logits: Array) -> Array:
-    """Softmax over the last axis; a row of minus infinities gives zeros, and no NaN anywhere."""
-    peak = jnp.max(logits, axis=-1, keepdims=True)
+    """Softmax over the last axis; a row of minus infinities gives zeros, not NaN.
+
+    The result does not depend on the peak, so no gradient flows through it; that of a maximum is
+    0 / 0 where the compiler computes the logits anew, and none is equal to the peak any more.
+    """
+    peak = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    seen = logits > -jnp.inf
+    seen = logits != -jnp.inf
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - peak, 0.0)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     return weights / jnp.where(total > 0, total, 1.0)
