@@ -20,9 +20,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError
+from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import Conv, ConvBlock, ConvTranspose
-from biojax.modules.conv import per_spatial_axis
 from biojax.typing import Array, Dtype, IntOrTuple
 
 __all__ = ["UNet"]
@@ -64,7 +64,7 @@ class UNet(nn.Module):
                 "one stride for each entry of features, the first usually 1",
                 "Change strides or features",
             )
-        return [per_spatial_axis(s, self.spatial_dims) for s in strides]
+        return [per_axis("unet", "strides", s, self.spatial_dims) for s in strides]
 
     @property
     def stride(self) -> tuple[int, ...]:

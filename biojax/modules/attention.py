@@ -32,7 +32,7 @@ class MultiHeadAttention(nn.Module):
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """(b, t, c) to (b, t, c); mask as in `biojax.kernels.attention`."""
         b, t, c = x.shape
-        if c % self.num_heads:
+        if self.num_heads < 1 or c % self.num_heads:
             divisors = [n for n in range(1, c + 1) if c % n == 0]
             raise ConfigError(
                 "MultiHeadAttention",

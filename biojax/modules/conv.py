@@ -1,26 +1,20 @@
 """Convolutions with parameters, and the block that most models repeat."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
+from biojax.errors import ConfigError
 from biojax.kernels import conv, conv_transpose
+from biojax.kernels.conv.geometry import per_axis
 from biojax.modules.norm import make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Padding, Precision
 
-__all__ = ["Conv", "ConvBlock", "ConvTranspose", "per_spatial_axis"]
-
-
-def per_spatial_axis(value: IntOrTuple, rank: int) -> tuple[int, ...]:
-    """One number for each spatial axis; a single one is repeated.
-
-    >>> per_spatial_axis(3, 2)
-    (3, 3)
-    """
-    return (value,) * rank if isinstance(value, int) else tuple(value)
+__all__ = ["Conv", "ConvBlock", "ConvTranspose"]
 
 
 class Conv(nn.Module):
@@ -39,6 +33,9 @@ class Conv(nn.Module):
       precision: of the products.
       kernel_init: initialiser of the kernel (*k, c // groups, f).
       bias_init: initialiser of the bias (f,).
+
+    Raises:
+      ConfigError: the groups do not divide the channels.
     """
 
     features: int
@@ -57,8 +54,17 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) to (b, *out, f)."""
-        size = per_spatial_axis(self.kernel_size, x.ndim - 2)
-        shape = (*size, x.shape[-1] // self.feature_group_count, self.features)
+        size = per_axis("Conv", "kernel_size", self.kernel_size, x.ndim - 2)
+        c, groups = x.shape[-1], self.feature_group_count
+        if groups < 1 or c % groups or self.features % groups:
+            raise ConfigError(
+                "Conv",
+                f"feature_group_count={groups} for {c} channels in and {self.features} out",
+                "a number of groups that divides both",
+                "Change the groups or the features",
+                f"feature_group_count={math.gcd(c, self.features)}",
+            )
+        shape = (*size, c // groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = _bias(self, self.features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -104,7 +110,8 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) to (b, *out, f)."""
-        shape = (*per_spatial_axis(self.kernel_size, x.ndim - 2), x.shape[-1], self.features)
+        size = per_axis("ConvTranspose", "kernel_size", self.kernel_size, x.ndim - 2)
+        shape = (*size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = _bias(self, self.features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -127,6 +134,9 @@ class ConvBlock(nn.Module):
       negative_slope: of the leaky ReLU; 0 is ReLU.
       dtype: of the computation.
       param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: an even kernel.
     """
 
     features: int
@@ -140,7 +150,15 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to (b, *out, features)."""
-        size: Sequence[int] = per_spatial_axis(self.kernel_size, x.ndim - 2)
+        size = per_axis("ConvBlock", "kernel_size", self.kernel_size, x.ndim - 2)
+        if any(k % 2 == 0 for k in size):
+            raise ConfigError(
+                "ConvBlock",
+                f"kernel_size={self.kernel_size}",
+                "odd numbers, so that the padding is the same on both sides",
+                "Make it odd",
+                f"kernel_size={tuple(k + 1 - k % 2 for k in size)}",
+            )
         x = Conv(
             self.features,
             size,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from biojax.errors import ShapeError
-from biojax.modules.conv import Conv, per_spatial_axis
+from biojax.kernels.conv.geometry import per_axis
+from biojax.modules.conv import Conv
 from biojax.typing import Array, Dtype, IntOrTuple
 
 __all__ = ["PatchEmbed", "sincos_positions"]
@@ -20,6 +21,9 @@ class PatchEmbed(nn.Module):
       dtype: of the computation.
       param_dtype: of the parameters.
 
+    Raises:
+      ShapeError: the patches do not divide the image, with the size that fits.
+
     Source: Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, section 3.1.
     """
 
@@ -31,7 +35,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) to (b, t, features), t the number of patches."""
-        size = per_spatial_axis(self.patch_size, x.ndim - 2)
+        size = per_axis("PatchEmbed", "patch_size", self.patch_size, x.ndim - 2)
         if any(n % k for n, k in zip(x.shape[1:-1], size, strict=True)):
             fits = tuple(-(-n // k) * k for n, k in zip(x.shape[1:-1], size, strict=True))
             raise ShapeError(

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, nearest
-from biojax.typing import Dtype
+from biojax.typing import Array, Dtype
 
 __all__ = ["make_norm"]
 
@@ -42,7 +42,7 @@ def make_norm(
       param_dtype: of scale and bias.
 
     Raises:
-      ConfigError: no normalisation of that name.
+      ConfigError: no normalisation of that name, or groups that do not divide the channels.
     """
     kind = {"dtype": dtype, "param_dtype": param_dtype}
     if name is None:
@@ -52,7 +52,7 @@ def make_norm(
             use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm", **kind
         )
     if name == "group":
-        return nn.GroupNorm(num_groups=num_groups, epsilon=1e-5, name="norm", **kind)
+        return lambda x: nn.GroupNorm(_divisor(num_groups, x), epsilon=1e-5, name="norm", **kind)(x)
     if name == "instance":
         return nn.InstanceNorm(epsilon=1e-5, name="norm", **kind)
     if name == "layer":
@@ -64,3 +64,17 @@ def make_norm(
         "Name one of these",
         nearest(name, NORMS),
     )
+
+
+def _divisor(num_groups: int, x: Array) -> int:
+    c = x.shape[-1]
+    if num_groups < 1 or c % num_groups:
+        divisors = [n for n in range(1, c + 1) if c % n == 0]
+        raise ConfigError(
+            "make_norm",
+            f"num_groups={num_groups} for {c} channels",
+            "a number of groups that divides the channels",
+            "Change either",
+            f"num_groups={min(divisors, key=lambda n: abs(n - num_groups))}",
+        )
+    return num_groups

@@ -1,0 +1,72 @@
+"""Patches in raster order, and fixed positions."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.errors import ShapeError
+from biojax.modules import PatchEmbed, sincos_positions
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((6,), 2), ((4, 6), (2, 3)), ((4, 6, 4), 2), ((2, 6, 4), (1, 3, 2))]
+)
+def test_tokens_are_in_raster_order_z_slowest(shape, patch):
+    size = (patch,) * len(shape) if isinstance(patch, int) else patch
+    grid = tuple(n // k for n, k in zip(shape, size, strict=True))
+    number = np.arange(np.prod(grid), dtype=np.float32).reshape(grid)
+    image = number
+    for axis, k in enumerate(size):
+        image = image.repeat(k, axis)
+    x = np.stack([image, -image])[..., None]
+    mean = jnp.full((*size, 1, 1), 1 / np.prod(size))
+    params = {"proj": {"kernel": jnp.concatenate([mean, 2 * mean], -1), "bias": jnp.ones(2)}}
+    tokens = PatchEmbed(2, patch).apply({"params": params}, x)
+    expected = np.stack([number.ravel(), -number.ravel()])[..., None] * [1, 2] + 1
+    np.testing.assert_allclose(tokens, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_token_is_one_matrix_times_its_patch(with_parameters):
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3)).astype(np.float32)
+    module = PatchEmbed(5, (2, 3))
+    variables = with_parameters(module, x)
+    w, bias = (variables["params"]["proj"][part] for part in ("kernel", "bias"))
+    patches = x.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, -1)
+    expected = patches @ np.asarray(w).reshape(-1, 5) + bias
+    np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dtypes(keeps_dtypes):
+    keeps_dtypes(partial(PatchEmbed, 3, 2), jnp.ones((1, 4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        (4, r"image of \(5, 8\) with patches of \(4, 4\).*Did you mean \(8, 8\)\?"),
+        ((5, 3), r"Pad or crop the image\. Did you mean \(5, 9\)\?"),
+        ((2, 2, 2), r"patch_size=\(2, 2, 2\).*or 2 of them"),
+        (0, "patch_size=0.*each at least 1"),
+    ],
+)
+def test_what_is_refused(patch, message):
+    with pytest.raises(ShapeError, match=f"^PatchEmbed: got .*?{message}"):
+        jax.eval_shape(PatchEmbed(3, patch).init, jax.random.key(0), jnp.ones((1, 5, 8, 1)))
+
+
+def test_positions_by_the_formula():
+    p = sincos_positions(4, 6)
+    assert p.dtype == np.float32
+    for t in range(4):
+        for i in range(3):
+            angle = t / 10_000 ** (2 * i / 6)
+            assert p[t, 2 * i : 2 * i + 2] == pytest.approx([np.sin(angle), np.cos(angle)])
+    assert sincos_positions(2, 4)[1] == pytest.approx([0.841471, 0.540302, 0.01, 0.99995], abs=1e-6)
+    np.testing.assert_allclose(sincos_positions(3, 5)[2, 4], np.sin(2 / 10_000 ** (4 / 5)), 1e-6)
+    # The product of two positions depends on their distance alone.
+    p = sincos_positions(8, 16)
+    products = p @ p.T
+    np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], rtol=1e-5)
