@@ -57,7 +57,7 @@ class AttentionClassifier(nn.Module):
                 name=f"block{i}",
                 **kind,
             )(x, train=train)
-            self.sow("intermediates", f"block{i}", x)
+            self.sow("intermediates", f"tokens{i}", x)
         x = nn.LayerNorm(name="norm", **kind)(x).mean(axis=1)
         y = nn.Dense(self.num_classes, name="head", **kind)(x)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))

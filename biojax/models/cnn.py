@@ -65,7 +65,7 @@ class CNNClassifier(nn.Module):
         for i, features in enumerate(self.features):
             x = nn.relu(Conv(features, 3, padding="VALID", name=f"conv{i}", **kind)(x))
             x = max_pool(x, 2)
-            self.sow("intermediates", f"conv{i}", x)
+            self.sow("intermediates", f"stage{i}", x)
         x = nn.relu(nn.Dense(self.dense, name="dense", **kind)(x.reshape(x.shape[0], -1)))
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = nn.Dense(self.num_classes, name="head", **kind)(x)

@@ -37,7 +37,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(MODELS, pattern))
 
 
-def create_model(name: str, **fields) -> nn.Module:
+def create_model(name: str, /, **fields) -> nn.Module:
     """A model by name; it holds no parameters before `init`.
 
     Args:

@@ -55,7 +55,7 @@ class RNNClassifier(nn.Module):
                 self.cell, self.features, bidirectional=self.bidirectional, name=f"layer{i}", **kind
             )
             x, last = layer(drop(x) if i else x)
-            self.sow("intermediates", f"layer{i}", x)
+            self.sow("intermediates", f"states{i}", x)
         y = nn.Dense(self.num_classes, name="head", **kind)(drop(last))
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 

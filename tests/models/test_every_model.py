@@ -1,0 +1,170 @@
+"""What holds for every model: shapes, dtypes, gradients, intermediates, and what is refused."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.errors import ShapeError
+from biojax.models import create_model, list_models
+
+# Small fields, and for each number of spatial axes an image and the shape of the output.
+MODELS = {
+    "attention_classifier": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2},
+    "cnn_classifier": {"num_classes": 3, "features": (2, 4), "dense": 4},
+    "rnn_classifier": {"num_classes": 3, "features": 4, "num_layers": 2},
+    "rnn_encoder_decoder": {"num_classes": 3, "features": 4, "num_layers": 2},
+    "unet": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1},
+}
+IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
+CASES = [
+    pytest.param(name, dims, id=f"{name}-{dims}d")
+    for name in MODELS
+    for dims in ((2, 3) if name == "unet" else (1, 2, 3))
+]
+
+
+def make(name: str, dims: int, **fields):
+    patch = {} if dims == 1 or name in ("unet", "cnn_classifier") else {"patch_size": 4}
+    return create_model(name, spatial_dims=dims, **{**MODELS[name], **patch, **fields})
+
+
+def output_shape(name: str, dims: int) -> tuple[int, ...]:
+    b, *spatial, _ = IMAGE[dims]
+    steps = math.prod(n // 4 for n in spatial) if dims > 1 else spatial[0]
+    return {"unet": (b, *spatial, 3), "rnn_encoder_decoder": (b, steps, 3)}.get(name, (b, 3))
+
+
+def shapes(model, dims: int, dtype=jnp.float32, **options):
+    """Output and variables, without computing either."""
+    x = jax.ShapeDtypeStruct(IMAGE[dims], dtype)
+    run = lambda key, x: model.init_with_output(key, x, **options)  # noqa: E731
+    return jax.eval_shape(run, jax.random.key(0), x)
+
+
+def test_every_model_is_here():
+    assert list(MODELS) == list_models()
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_shapes_and_dtypes(name, dims):
+    for fields, of_parameters in (
+        ({}, "float32"),
+        ({"dtype": jnp.bfloat16}, "float32"),
+        ({"dtype": "bfloat16", "param_dtype": jnp.bfloat16}, "bfloat16"),
+    ):
+        for train in (False, True):
+            y, variables = shapes(make(name, dims, **fields), dims, train=train)
+            assert y.shape == output_shape(name, dims)
+            assert y.dtype == jnp.float32
+            parameters = jax.tree.leaves(variables["params"])
+            assert {str(leaf.dtype) for leaf in parameters} == {of_parameters}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_computation_is_in_bfloat16(name):
+    """All products are, though the parameters and the logits are float32."""
+    model = make(name, 2, dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct(IMAGE[2], jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    operands = set()
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                operands.update(str(v.aval.dtype) for v in equation.invars)
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+            ):
+                if hasattr(inner, "eqns"):
+                    visit(inner)
+                elif hasattr(inner, "jaxpr"):
+                    visit(inner.jaxpr)
+
+    visit(jax.make_jaxpr(model.apply)(variables, x).jaxpr)
+    assert operands == {"bfloat16"}
+
+
+@pytest.mark.parametrize(("name", "dims"), [(name, 3 if name == "unet" else 2) for name in MODELS])
+def test_gradients_reach_every_parameter(name, dims, with_parameters, quick_jit):
+    extra = {"norm": "layer", "features": (2, 3)} if name == "unet" else {}
+    model = make(name, dims, **extra)
+    x = np.random.default_rng(0).standard_normal(IMAGE[dims]).astype(np.float32)
+    x = x[:, :4, :4, :2] if name == "unet" else x
+    variables = with_parameters(model, x)
+
+    def scalar(params):
+        y = jnp.asarray(model.apply({"params": params}, x))
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
+
+    gradients, y = quick_jit(jax.grad(scalar, has_aux=True))(variables["params"])
+    assert np.isfinite(y).all()
+    assert not np.allclose(y[0], y[1])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+        assert np.abs(leaf).max() > 1e-6, jax.tree_util.keystr(path)
+
+
+INTERMEDIATES = {
+    "attention_classifier": {"tokens0": (2, 12, 4), "tokens1": (2, 12, 4)},
+    "cnn_classifier": {"stage0": (2, 5, 7, 2), "stage1": (2, 1, 2, 4)},
+    "rnn_classifier": {"states0": (2, 12, 4), "states1": (2, 12, 4)},
+    "rnn_encoder_decoder": {"context": (2, 4)},
+    "unet": {
+        "encoder0": (2, 12, 16, 2),
+        "encoder1": (2, 6, 8, 3),
+        "encoder2": (2, 3, 4, 4),
+        "decoder1": (2, 6, 8, 3),
+        "decoder0": (2, 12, 16, 2),
+    },
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_intermediates_by_name(name):
+    model = make(name, 2)
+    x = jax.ShapeDtypeStruct(IMAGE[2], jnp.float32)
+
+    def run(key, x):
+        variables = model.init(key, x)
+        params = {"params": variables["params"]}
+        return model.apply(params, x, mutable=["intermediates"])[1]["intermediates"]
+
+    sown = jax.eval_shape(run, jax.random.key(0), x)
+    assert {n: value[0].shape for n, value in sown.items()} == INTERMEDIATES[name]
+    assert all(len(value) == 1 for value in sown.values())
+
+
+@pytest.mark.parametrize(("name", "dims"), CASES)
+def test_the_wrong_rank_is_refused(name, dims):
+    for shape in (IMAGE[dims][1:], (1, *IMAGE[dims])):
+        expected = f"(b, {', '.join('dhw'[-dims:])}, c)"
+        with pytest.raises(ShapeError, match="with spatial_dims=") as caught:
+            make(name, dims).init(jax.random.key(0), jnp.ones(shape))
+        assert caught.value.where == name
+        assert caught.value.expected == expected
+
+
+@pytest.mark.parametrize("name", ["attention_classifier", "rnn_classifier", "rnn_encoder_decoder"])
+def test_patches_that_do_not_divide_are_refused(name):
+    with pytest.raises(ShapeError, match=r"image of \(12, 15\).*Did you mean \(12, 16\)\?"):
+        make(name, 2).init(jax.random.key(0), jnp.ones((1, 12, 15, 2)))
+    with pytest.raises(ShapeError, match=r"patch_size=\(2, 2\).*one integer"):
+        make(name, 1, patch_size=(2, 2)).init(jax.random.key(0), jnp.ones((1, 12, 2)))
+
+
+@pytest.mark.parametrize("name", ["attention_classifier", "cnn_classifier", "rnn_classifier"])
+def test_dropout_only_while_training(name, with_parameters, quick_jit):
+    model = make(name, 1, dropout_rate=0.5)
+    x = np.random.default_rng(0).standard_normal(IMAGE[1]).astype(np.float32)
+    variables = with_parameters(model, x)
+    run = quick_jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    one, same, other = (run(jax.random.key(i)) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+    plain = quick_jit(lambda: make(name, 1).apply(variables, x, train=True))()
+    still = quick_jit(lambda: model.apply(variables, x))()
+    np.testing.assert_array_equal(still, plain)
+    assert not np.allclose(one, still)
