@@ -105,7 +105,8 @@ def focal(
 
     Args:
       gamma: how strongly to turn to the voxels that are wrong, 0 or more.
-      class_weights: the alpha of the paper. The others: see the module.
+      class_weights: of the classes; with sigmoids, of the channels, which is not the paper's
+        alpha between 1 and 0. The others: see the module.
 
     Source: Lin et al., "Focal loss for dense object detection", ICCV 2017, section 3.2.
 
@@ -339,6 +340,7 @@ def _prepare(where, logits, labels, activation, ignore_label) -> tuple[Array, Ar
     if ignore_label is not None:
         ignored = labels == ignore_label
         known, keep = known | ignored, jnp.where(ignored, 0.0, keep)
+        logits = jnp.where(ignored, 0.0, logits)  # a NaN there would pass through 0 * NaN
     y = labels == (jnp.arange(c) if c > 1 else 1)
     return logits, jnp.where(known, y.astype(jnp.float32), jnp.nan), keep
 

@@ -16,21 +16,16 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, PRNGKeyArray
 
 __all__ = [
     "Array",
     "ArrayLike",
-    "Bool",
     "Dtype",
-    "Float",
-    "Inexact",
-    "Int",
     "IntOrTuple",
     "Key",
     "Padding",
     "Precision",
-    "Shaped",
 ]
 
 ArrayLike = jax.Array | np.ndarray

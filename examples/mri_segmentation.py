@@ -31,7 +31,7 @@ from biojax.io import Volume, replacing, write_volume
 from biojax.losses import dice_cross_entropy
 from biojax.models import count_parameters
 from biojax.tasks import Segmentation
-from biojax.training import create_state, fit, make_train_step
+from biojax.training import Fit, create_state, fit, keep_config, make_train_step
 from examples.histogram_baseline import Histogram, fit_histogram
 from examples.mri_template import CLASSES, GAP, HELD_OUT, degrade, load_template, split
 
@@ -69,10 +69,8 @@ def main(config: Demo) -> int:
     cases = [Case(f"rendering{i}", x, np.asarray(label.data)) for i, x in enumerate(renderings)]
     baseline = fit_histogram([x[..., 0] for x in renderings], np.asarray(label.data), len(CLASSES))
 
-    start = time.perf_counter()
-    finished = train(config, cases, to_config(normalise))
-    training_seconds = time.perf_counter() - start
-    if not finished:
+    training = train(config, cases, to_config(normalise))
+    if training.interrupted:
         return 0
 
     print("Segmenting the held-out block ...")
@@ -82,7 +80,7 @@ def main(config: Demo) -> int:
     seconds = time.perf_counter() - start
     rows = score(prediction, truth, baseline, normalise(np.asarray(scan.data)[..., None])[..., 0])
     figures = {
-        "Training": f"{training_seconds:.0f} s",
+        "Training": f"{training.records[-1]['seconds']:.0f} s, {config.steps} steps",
         "Segmentation": f"{seconds:.1f} s, {truth.data.size / seconds:,.0f} voxels/s",
         "Parameters": f"{count_parameters(segmenter.model, (1, *[config.patch] * 3, 1)):,}",
         "Peak memory": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB",
@@ -92,8 +90,9 @@ def main(config: Demo) -> int:
     return 0
 
 
-def train(config: Demo, cases: list[Case], intensity: object) -> bool:
-    """Train on patches of the renderings; whether it came to its end."""
+def train(config: Demo, cases: list[Case], intensity: object) -> Fit:
+    """Train on patches of the renderings, or go on with that."""
+    keep_config(config.folder, dataclasses.asdict(config), free=("folder",))
     recipe = Recipe(
         # Layer normalisation looks at each voxel alone: however much background a window holds,
         # it does the same.
@@ -114,7 +113,7 @@ def train(config: Demo, cases: list[Case], intensity: object) -> bool:
         cases, patch=recipe.patch, batch=config.batch, foreground=0.9, seed=config.seed
     )
     example = {"image": jax.ShapeDtypeStruct((1, *recipe.patch, 1), np.float32)}
-    result = fit(
+    return fit(
         make_train_step(task, optimizer, clip_norm=1.0),
         create_state(task, optimizer, jax.random.key(config.seed), example),
         batches,
@@ -122,7 +121,6 @@ def train(config: Demo, cases: list[Case], intensity: object) -> bool:
         folder=config.folder,
         config=recipe.to_config(),
     )
-    return not result.interrupted
 
 
 def score(

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after `biojax`; those of the process if None.
 
     Returns:
-      The exit code: 0, or 2 for a mistake.
+      The exit code: 0, 2 for a mistake, or 130 after Ctrl-C (training stops with 0).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"biojax: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("biojax: interrupted", file=sys.stderr)
+        return 130
     finally:
         warnings.formatwarning = before
     return 0

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from biojax.errors import DataError
+from biojax.errors import ConfigError, FileError
 
 __all__ = ["Evaluate", "evaluate"]
 
@@ -38,10 +38,21 @@ def evaluate(config: Evaluate) -> None:
     """Print a row for each case and class, and the means; write them where asked.
 
     Raises:
+      ConfigError: fewer than two classes.
       DataError: files that do not pair up, or labels out of range.
+      ShapeError: a prediction that does not lie on its truth.
+      FileError: there is nowhere to write.
     """
     from biojax.data import find_cases
 
+    if config.num_classes < 2:
+        raise ConfigError(
+            "evaluate", f"num_classes={config.num_classes}", "2 or more", "Count the background too"
+        )
+    if config.out is not None and not config.out.parent.is_dir():
+        raise FileError(
+            str(config.out), "a folder that does not exist", "a folder to write in", "Create it"
+        )
     cases = find_cases(config.predictions, config.truth)
     names = config.class_names or tuple(map(str, range(config.num_classes)))
     rows = [row for case in cases for row in _measure(config, case, names)]
@@ -55,20 +66,16 @@ def _measure(config: Evaluate, case: Any, names: tuple[str, ...]) -> list[dict[s
     import numpy as np
 
     from biojax import metrics
-    from biojax.io import read_volume
+    from biojax.cli.files import read_label
+    from biojax.data import check_geometry
 
-    found = read_volume(case.image, axes=config.axes)
-    truth = read_volume(case.label, axes=config.axes)
-    if found.shape != truth.shape:
-        raise DataError(
-            f"case {case.name}",
-            f"a prediction of {found.shape} and a truth of {truth.shape} voxels",
-            "the same shape",
-            "Check that they belong together",
-        )
-    a, b = np.asarray(found.data), np.asarray(truth.data)
-    for labels, where in ((a, case.image), (b, case.label)):
-        metrics.check_labels(labels, config.num_classes, where=str(where))
+    found = read_label(case.image, config.axes)
+    truth = read_label(case.label, config.axes)
+    check_geometry(case.name, truth, found)
+    for volume, path in ((found, case.image), (truth, case.label)):
+        metrics.check_labels(np.asarray(volume.data), config.num_classes, where=str(path))
+    # Whole numbers by now, though some files hold them as floats.
+    a, b = (np.asarray(volume.data).astype(np.int32) for volume in (found, truth))
     report = metrics.class_report(metrics.confusion_matrix(b, a, config.num_classes), names)
     spacing = truth.spacing or found.spacing or (1.0,) * a.ndim
     rows = []
@@ -89,8 +96,8 @@ def _print(rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
     import numpy as np
 
     columns = [name for name in rows[0] if name not in ("case", "class")]
-    width = max(len(str(row["case"])) for row in rows) + 2
-    wide = max(len(name) for name in names) + 2
+    width = max(len("mean/cases"), *(len(str(row["case"])) for row in rows)) + 2
+    wide = max(len("class"), *(len(name) for name in names)) + 2
     print(f"{'case':{width}}{'class':{wide}}" + "".join(f"{c:>14}" for c in columns))
     for row in rows:
         values = "".join(f"{row[c]:14.4f}" for c in columns)

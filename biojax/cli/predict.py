@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from biojax.cli.files import read_image, read_label
+from biojax.data import check_geometry
 from biojax.errors import BiojaxError, FileError
 
 if TYPE_CHECKING:
     from biojax.inference import Segmenter
+    from biojax.io import Volume
 
 __all__ = ["Predict", "predict"]
 
@@ -58,19 +61,22 @@ def predict(config: Predict) -> None:
     from biojax.io import make_folder
 
     images = _images(config.inputs)
+    _keep_apart(config, images)
+    truths = _truths(config.truth, images)
     segmenter = load_segmenter(config.run)
     make_folder(config.out)
-    truths = _truths(config.truth)
-    failed, done = [], 0
+    failed = []
     for name, path in images.items():
         labels = config.out / f"{name}.{_ending(path, config.format)}"
         picture = config.out / f"{name}.png"
-        if labels.exists() and picture.exists() and not config.overwrite:
-            print(f"{name}: done already")
-            continue
         try:
-            _predict_one(segmenter, config, path, labels, picture, truths.get(name))
-            done += 1
+            if labels.exists() and not config.overwrite:
+                if not picture.exists():
+                    found = read_label(labels, None)
+                    _draw(segmenter, config, path, picture, found, truths.get(name))
+                print(f"{name}: done already")
+            else:
+                _predict_one(segmenter, config, path, labels, picture, truths.get(name))
         except BiojaxError as error:
             if len(images) == 1:
                 raise
@@ -91,14 +97,14 @@ def _predict_one(
     path: Path,
     labels: Path,
     picture: Path,
-    truth_path: Path | None,
+    truth: Path | None,
 ) -> None:
     from biojax.cli.progress import bar
-    from biojax.inference import draw_overlay
-    from biojax.io import read_volume, write_volume
+    from biojax.io import write_volume
 
-    image = read_volume(path, axes=config.axes)
-    truth = None if truth_path is None else read_volume(truth_path, axes=config.axes)
+    image = read_image(path, config.axes)
+    if truth is not None:  # before the work, not after it
+        check_geometry(path.name, image, read_label(truth, config.axes))
     start = time.perf_counter()
     with bar(path.name, enabled=not config.quiet) as progress:
         found = segmenter(
@@ -110,15 +116,42 @@ def _predict_one(
             window=config.window or segmenter.recipe.patch,
         )
     seconds = time.perf_counter() - start
-    voxels = found.data.size
-    draw_overlay(picture, image, found, truth, classes=segmenter.recipe.classes, title=path.name)
-    # The labels come last: with them in place, the image counts as done.
     compression = "zlib" if labels.suffix == ".tif" else None
-    write_volume(labels, found, compression=compression, overwrite=True)
+    write_volume(labels, found, compression=compression, overwrite=config.overwrite)
+    _draw(segmenter, config, path, picture, found, truth)
+    voxels = found.data.size
     print(
         f"{path.name}: {voxels:,} voxels in {seconds:.1f} s, {voxels / seconds:,.0f} voxels/s"
         f" -> {labels}"
     )
+
+
+def _draw(
+    segmenter: "Segmenter",
+    config: Predict,
+    path: Path,
+    picture: Path,
+    found: "Volume",
+    truth: Path | None,
+) -> None:
+    from biojax.inference import draw_overlay
+
+    image = read_image(path, config.axes)
+    known = None if truth is None else read_label(truth, config.axes)
+    draw_overlay(picture, image, found, known, classes=segmenter.recipe.classes, title=path.name)
+
+
+def _keep_apart(config: Predict, images: dict[str, Path]) -> None:
+    """Refuse to write among what is read: labels have the names of their images."""
+    sources = {path.resolve().parent: path for path in images.values()}
+    sources |= {folder.resolve(): folder for folder in (config.truth, config.run) if folder}
+    if config.out.resolve() in sources:
+        raise FileError(
+            "predict",
+            f"out={str(config.out)!r}, the folder of {sources[config.out.resolve()]}",
+            "a folder that nothing is read from",
+            "Choose another one for --out",
+        )
 
 
 def _images(inputs: tuple[Path, ...]) -> dict[str, Path]:
@@ -143,10 +176,17 @@ def _images(inputs: tuple[Path, ...]) -> dict[str, Path]:
     return found
 
 
-def _truths(folder: Path | None) -> dict[str, Path]:
+def _truths(folder: Path | None, images: dict[str, Path]) -> dict[str, Path]:
+    """True labels by name. Images without one are predicted all the same, and said."""
     from biojax.data import find_cases
 
-    return {} if folder is None else {case.name: Path(case.image) for case in find_cases(folder)}
+    if folder is None:
+        return {}
+    found = {case.name: Path(case.image) for case in find_cases(folder)}
+    lonely = sorted(images.keys() - found.keys())
+    if lonely:
+        print(f"no truth for {', '.join(lonely)}", file=sys.stderr)
+    return found
 
 
 def _ending(path: Path, format: str) -> str:

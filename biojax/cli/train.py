@@ -1,11 +1,12 @@
 """`biojax train`: a segmentation model from a folder of images and one of labels."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from biojax.errors import ConfigError, FileError
+from biojax.errors import ConfigError
 
 if TYPE_CHECKING:
     from biojax.data import Case
@@ -71,6 +72,8 @@ class Train:
     """Peak of the learning rate, which falls to zero as a cosine."""
     weight_decay: float = 1e-4
     """Of AdamW."""
+    ignore_label: int | None = None
+    """A label outside of the classes that the loss leaves out, such as 255."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     accumulate: int = 1
@@ -100,9 +103,17 @@ def train(config: Train) -> None:
 
     from biojax.data import from_config, patches, to_config
     from biojax.inference import Recipe, Segmenter
+    from biojax.losses import dice_cross_entropy
     from biojax.tasks import Segmentation
-    from biojax.training import create_state, fit, make_train_step
+    from biojax.training import TrainState, create_state, fit, keep_config, make_train_step
 
+    if config.steps < 1 or config.num_classes < 2:
+        raise ConfigError(
+            "train",
+            f"steps={config.steps} and num_classes={config.num_classes}",
+            "at least one step, and two classes with the background",
+            "Raise what is below",
+        )
     normalise = from_config(_intensity(config.intensity))
     cases = _load(config, config.images, config.labels, normalise)
     held_out = []
@@ -120,12 +131,14 @@ def train(config: Train) -> None:
         intensity=to_config(normalise),
         patch=config.patch,
     )
-    task = Segmentation(recipe.create_model())
+    loss = functools.partial(dice_cross_entropy, ignore_label=config.ignore_label)
+    task = Segmentation(recipe.create_model(), loss)
     batches = patches(
         cases,
         patch=config.patch,
         batch=config.batch,
         foreground=config.foreground,
+        ignore=config.ignore_label,
         seed=config.seed,
     )
     schedule = optax.cosine_decay_schedule(config.learning_rate, config.steps)
@@ -141,19 +154,23 @@ def train(config: Train) -> None:
         remat=config.remat,
         transform=_transform(config.augment),
     )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        segmenter = Segmenter(recipe, task.model, state.variables)
+        return _evaluate(segmenter, held_out, config.ignore_label)
+
     example = {"image": jax.ShapeDtypeStruct((1, *config.patch, recipe.channels), "float32")}
     key = jax.random.key(config.seed)
     state = create_state(task, optimizer, key, example, ema_decay=config.ema_decay)
-    _keep(config)
+    options = {**dataclasses.asdict(config), "cases": [case.name for case in cases]}
+    keep_config(config.folder, options, free=_FREE)
     fit(
         step,
         state,
         batches,
         steps=config.steps,
         folder=config.folder,
-        evaluate=(lambda s: _evaluate(Segmenter(recipe, task.model, s.variables), held_out))
-        if held_out
-        else None,
+        evaluate=evaluate if held_out else None,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         config=recipe.to_config(),
@@ -163,8 +180,8 @@ def train(config: Train) -> None:
 
 def _load(config: Train, images: Path, labels: Path | None, normalise: Any) -> "list[Case]":
     """Every case of two folders, read, checked and normalised."""
+    from biojax.cli.files import read_image, read_label
     from biojax.data import Case, find_cases, load_case
-    from biojax.io import read_volume
 
     if labels is None:
         raise ConfigError(
@@ -177,14 +194,22 @@ def _load(config: Train, images: Path, labels: Path | None, normalise: Any) -> "
     for case in find_cases(images, labels):
         assert isinstance(case.image, Path)
         assert isinstance(case.label, Path)
-        image = read_volume(case.image, axes=config.axes)
-        label = read_volume(case.label, axes=config.axes)
-        read = Case(case.name, image, label)
-        cases.append(load_case(read, classes=config.num_classes, intensity=normalise))
+        image = read_image(case.image, config.axes)
+        read = Case(case.name, image, read_label(case.label, config.axes))
+        cases.append(
+            load_case(
+                read,
+                classes=config.num_classes,
+                ignore=config.ignore_label,
+                intensity=normalise,
+            )
+        )
     return cases
 
 
-def _evaluate(segmenter: "Segmenter", cases: "list[Case]") -> dict[str, float]:
+def _evaluate(
+    segmenter: "Segmenter", cases: "list[Case]", ignore_label: int | None
+) -> dict[str, float]:
     """Dice of each class, over the voxels of all held-out cases together."""
     import numpy as np
 
@@ -202,7 +227,9 @@ def _evaluate(segmenter: "Segmenter", cases: "list[Case]") -> dict[str, float]:
             window=segmenter.recipe.patch,
             reduce="argmax",
         )
-        matrix += metrics.confusion_matrix(case.label, found, len(classes))
+        matrix += metrics.confusion_matrix(
+            case.label, found, len(classes), ignore_label=ignore_label
+        )
     report = metrics.class_report(matrix, classes, include_background=False)
     return {f"dice {name}": report[name]["dice"] for name in [*classes[1:], "mean"]}
 
@@ -258,35 +285,3 @@ def _class_names(config: Train) -> tuple[str, ...]:
             "Change either",
         )
     return tuple(names)
-
-
-def _keep(config: Train) -> None:
-    """Write config.json, or find that the folder's run was started with other options."""
-    from biojax import __version__
-    from biojax.io import make_folder, replacing
-
-    path = config.folder / "config.json"
-    given = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    if path.exists():
-        stored = _stored(path)
-        for name, value in given.items():
-            if name not in _FREE and stored.get(name, value) != value:
-                raise ConfigError(
-                    str(config.folder),
-                    f"{name}={value!r}, where the run there was started with {stored[name]!r}",
-                    "the options it was started with",
-                    "Choose another folder for another run, or repeat the options of config.json",
-                    f"--{name.replace('_', '-')} {stored[name]}",
-                )
-    make_folder(config.folder)
-    with replacing(path, overwrite=True) as temporary:
-        temporary.write_text(json.dumps({"biojax": __version__, **given}, indent=1))
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise FileError(
-            str(path), f"'{error}'", "the options of a run as JSON", "Choose another folder"
-        ) from error

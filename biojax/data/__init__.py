@@ -2,7 +2,7 @@
 
 from biojax.data.augment import augment, random_flip, random_intensity, random_rot90
 from biojax.data.boxes import boxes
-from biojax.data.dataset import Case, case_name, find_cases, load_case
+from biojax.data.dataset import Case, case_name, check_geometry, find_cases, load_case
 from biojax.data.intensity import (
     ClipWindow,
     Compose,
@@ -31,6 +31,7 @@ __all__ = [
     "augment",
     "boxes",
     "case_name",
+    "check_geometry",
     "clip_window",
     "find_cases",
     "from_config",

@@ -13,7 +13,7 @@ from biojax.errors import DataError, FileError, ShapeError, nearest
 from biojax.io import Volume, read_volume
 from biojax.metrics import check_labels
 
-__all__ = ["Case", "case_name", "find_cases", "load_case"]
+__all__ = ["Case", "case_name", "check_geometry", "find_cases", "load_case"]
 
 _ENDING = re.compile(r"\.(nii(\.gz)?|(ome\.)?tiff?|btf)$", re.IGNORECASE)
 _Part = TypeVar("_Part", bound=Path | Volume | np.ndarray)
@@ -89,7 +89,7 @@ def load_case(
         for part in (case.image, case.label)
     )
     if isinstance(image, Volume) and isinstance(label, Volume):
-        _check_geometry(case.name, image, label)
+        check_geometry(case.name, image, label)
     image = np.asarray(image.model_array() if isinstance(image, Volume) else image)
     if label is not None:
         label = np.asarray(label.data if isinstance(label, Volume) else label)
@@ -142,8 +142,17 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _check_geometry(name: str, image: Volume, label: Volume) -> None:
-    """Axes, shape, spacing and orientation, the last two where both are known."""
+def check_geometry(name: str, image: Volume, label: Volume) -> None:
+    """Check that a label lies on its image: axes, shape, and spacing and orientation where known.
+
+    Args:
+      name: of the case, for the error.
+      image: with or without channels.
+      label: on the same grid.
+
+    Raises:
+      ShapeError: they differ; the text says in what.
+    """
 
     def fail(got: str, expected: str):
         raise ShapeError(

@@ -59,6 +59,8 @@ class Recipe:
         names = [field.name for field in dataclasses.fields(cls)]
         try:
             recipe = cls(**{name: config[name] for name in names})
+            if not isinstance(recipe.model["name"], str):
+                raise TypeError("a model's name")
             changes = {"classes": tuple(recipe.classes), "patch": tuple(map(int, recipe.patch))}
             return dataclasses.replace(recipe, **changes)
         except (KeyError, TypeError, ValueError) as error:
@@ -71,12 +73,16 @@ class Recipe:
 
     def create_model(self) -> nn.Module:
         """The model, without parameters."""
-        return create_model(**self.model)
+        fields = dict(self.model)
+        return create_model(fields.pop("name"), **fields)
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmenter:
     """Segments volumes as they were prepared in training: normalise, predict, take the best class.
+
+    The image is read and normalised whole, in float32, since most normalisations look at all of it;
+    `predict_volume` alone goes from file to file in bounded memory.
 
     Args:
       recipe: what it was trained as.

@@ -25,7 +25,7 @@ from jax import lax
 from biojax.data import boxes
 from biojax.errors import ConfigError, ShapeError, nearest
 from biojax.io import Volume, write_planes
-from biojax.typing import Array, ArrayLike
+from biojax.typing import Array, ArrayLike, IntOrTuple
 
 __all__ = ["predict_volume"]
 
@@ -38,7 +38,7 @@ def predict_volume(
     params: Any,
     volume: Volume | ArrayLike,
     *,
-    window: Sequence[int],
+    window: IntOrTuple,
     overlap: float = 0.5,
     blend: str = "gaussian",
     batch: int = 1,
@@ -60,8 +60,8 @@ def predict_volume(
       params: whatever `apply` takes first, such as a model's variables.
       volume: an array (*spatial, c), or a `Volume` with or without a channel axis, which may be
         lazy (`biojax.io.open_volume`): slabs are then read as they are needed.
-      window: size along each spatial axis, a multiple of the model's stride. Volumes that are
-        smaller are padded at the far end by repeating the edge.
+      window: size along each spatial axis, or one for all; a multiple of the model's stride.
+        Volumes that are smaller are padded at the far end by repeating the edge.
       overlap: the least share of a window that neighbours have in common, in [0, 1).
       blend: "gaussian" or "constant".
       batch: windows at a time.
@@ -93,8 +93,7 @@ def predict_volume(
     _one_of("reduce", reduce, _REDUCTIONS)
     if batch < 1:
         raise ConfigError("predict_volume", f"batch={batch}", "1 or more", "Use batch=1")
-    window = tuple(int(w) for w in window)
-    source = _source(volume, window)
+    source, window = _source(volume, window)
     classes = _classes(apply, params, source.example(batch, window))
     spread = _Windows(source.spatial, window, overlap, blend, batch)
     chunks = _chunks(apply, params, source, spread, classes, reduce, progress)
@@ -115,12 +114,12 @@ class _Source:
     def __init__(self, data: Any, spatial: tuple[int, ...], channels: int | None):
         self.data, self.spatial = data, spatial
         self.has_axis, self.channels = channels is not None, channels or 1
-        self.dtype = data.dtype if jnp.issubdtype(data.dtype, jnp.floating) else jnp.float32
+        floating = jnp.issubdtype(data.dtype, jnp.floating)
+        self.dtype = jax.dtypes.canonicalize_dtype(data.dtype if floating else jnp.float32)
 
     def example(self, batch: int, window: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         """What `apply` will be called with."""
-        dtype = jax.dtypes.canonicalize_dtype(self.dtype)
-        return jax.ShapeDtypeStruct((batch, *window, self.channels), dtype)
+        return jax.ShapeDtypeStruct((batch, *window, self.channels), self.dtype)
 
     def slab(self, start: int, window: tuple[int, ...]) -> Array:
         """(window[0], *rest, c) from `start`, padded to hold a window along each axis."""
@@ -129,7 +128,7 @@ class _Source:
         short = [(0, max(w - n, 0)) for w, n in zip(window, piece.shape, strict=False)]
         if any(after for _, after in short):
             piece = np.pad(np.asarray(piece), [*short, (0, 0)], mode="edge")
-        return jnp.asarray(piece, self.dtype)
+        return jnp.asarray(piece.astype(self.dtype))
 
 
 class _Windows:
@@ -205,6 +204,8 @@ def _add(apply, window: tuple[int, ...], params, slab: Array, image: Array, corn
         shape = [1] * logits.ndim
         shape[0], shape[axis + 1] = weight.shape
         logits *= weight.reshape(shape)
+    # A filler must not leave a trace where its logits are infinite: 0 * inf is NaN.
+    logits = jnp.where(weights[0].any(axis=1).reshape(-1, *[1] * (logits.ndim - 1)), logits, 0)
     for c, piece in zip(corner, logits, strict=True):
         there = lax.dynamic_slice(slab, c, piece.shape)
         slab = lax.dynamic_update_slice(slab, there + piece, c)
@@ -225,7 +226,7 @@ def _finish(slab: Array, count: int, reduce: str) -> tuple[Array, Array]:
     return planes, moved
 
 
-def _source(volume: Any, window: tuple[int, ...]) -> _Source:
+def _source(volume: Any, window: IntOrTuple) -> tuple[_Source, tuple[int, ...]]:
     if isinstance(volume, Volume):
         if "t" in volume.axes:
             raise ShapeError(
@@ -238,14 +239,16 @@ def _source(volume: Any, window: tuple[int, ...]) -> _Source:
         source = _Source(volume.data, volume.spatial_shape, channels)
     else:
         source = _Source(volume, tuple(volume.shape[:-1]), volume.shape[-1])
-    if len(source.spatial) != len(window) or min(window, default=0) < 1:
+    rank = len(source.spatial)
+    window = (window,) * rank if isinstance(window, int) else tuple(int(w) for w in window)
+    if rank != len(window) or min(window, default=0) < 1:
         raise ShapeError(
             "predict_volume",
             f"window {window} for an image of {source.spatial} with {source.channels} channels",
             "one size of at least 1 for each spatial axis",
             "Change the window, or add the channel axis that an array must have",
         )
-    return source
+    return source, window
 
 
 def _classes(apply: Callable, params: Any, example: jax.ShapeDtypeStruct) -> int:

@@ -27,6 +27,6 @@ def check_image(where: str, x: Array, spatial_dims: int, stride: Sequence[int]) 
             where,
             f"an image of {x.shape[1:-1]}",
             f"a size that the model's stride {tuple(stride)} divides",
-            "Pad the image; biojax.inference.predict_volume does it by itself",
+            "Pad the image, or choose windows and patches of such a size",
             f"{fits}",
         )

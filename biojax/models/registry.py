@@ -3,6 +3,9 @@
 import dataclasses
 import fnmatch
 import math
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -78,7 +81,10 @@ def create_model(name: str, /, **fields) -> nn.Module:
                 f"{field}=..., which has no default",
                 f"Add {field}=",
             )
-    return model(**{field: _frozen(value) for field, value in fields.items()})
+    values = {field: _frozen(value) for field, value in fields.items()}
+    for field, value in values.items():
+        _check(f"create_model({name!r})", known[field], value)
+    return model(**values)
 
 
 def count_parameters(model: nn.Module, shape: tuple[int, ...]) -> int:
@@ -94,6 +100,33 @@ def count_parameters(model: nn.Module, shape: tuple[int, ...]) -> int:
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _check(where: str, field: dataclasses.Field, value: Any) -> None:
+    """Refuse the wrong kind of value, numbers below 1, and what is no dtype."""
+    if field.name in ("dtype", "param_dtype"):
+        try:
+            fits, expected = bool(value is None or jnp.dtype(value)), ""
+        except TypeError:
+            fits, expected = False, "a dtype such as 'float32' or 'bfloat16'"
+    else:
+        fits, expected = _fits(value, field.type), f"{field.type}, numbers of at least 1"
+    if not fits:
+        raise ConfigError(where, f"{field.name}={value!r}", expected, f"Correct {field.name}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the kind that a field's annotation says, counts being at least 1."""
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is Sequence:
+        return isinstance(value, tuple) and all(_fits(part, parts[0]) for part in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (bool, str, type(None)) else True
 
 
 def _frozen(value):

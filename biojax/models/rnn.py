@@ -63,7 +63,8 @@ class RNNClassifier(nn.Module):
 class RNNEncoderDecoder(nn.Module):
     """One recurrence reads the sequence, another one writes an output at every step.
 
-    c = last state of the encoder,   h_0 = tanh(V c),   h_t = cell(h_{t-1}, c),   y_t = W_y h_t
+    c = last state of the encoder,      h_0 = tanh(V c + v)
+    h_t = cell(h_{t-1}, c),   y_t = W_y h_t + b_y
 
     Args:
       num_classes: size of each y_t.

@@ -33,7 +33,7 @@ class UNet(nn.Module):
 
     Args:
       out_channels: classes.
-      spatial_dims: 2 or 3.
+      spatial_dims: 1, 2 or 3.
       features: channels of each stage, the first at full resolution.
       strides: of each stage, one number or one per axis; 1 then 2s if None.
       kernel_size: odd; of every block.

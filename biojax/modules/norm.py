@@ -31,8 +31,8 @@ def make_norm(
     | layer | channels, at each pixel alone | Ba et al. 2016 |
     | None | nothing: the identity | |
 
-    Layer normalisation alone does not depend on what else lies in a window, so windows cut in
-    any way give the same output. Statistics are held in float32.
+    Instance and group normalisation depend on what else lies in a window, such as how much of it
+    is background; layer normalisation looks at each pixel alone. Statistics are held in float32.
 
     Args:
       name: one of the above.

@@ -13,6 +13,7 @@
 """
 
 from biojax.training.checkpoint import Checkpoints
+from biojax.training.config import keep_config
 from biojax.training.loop import Fit, fit
 from biojax.training.state import TrainState, create_state
 from biojax.training.step import make_eval_step, make_train_step
@@ -23,6 +24,7 @@ __all__ = [
     "TrainState",
     "create_state",
     "fit",
+    "keep_config",
     "make_eval_step",
     "make_train_step",
 ]

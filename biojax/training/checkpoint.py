@@ -270,7 +270,7 @@ def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
 
 def _check_arrays(path: Path, names: dict[str, Any], parts: set[str] | None = None) -> None:
     """Compare names, shapes and dtypes with those stored (only under `parts`, where given)."""
-    stored = _read_json(path, "tree.json")
+    stored = dict(_read_json(path, "tree.json"))
     wanted = {name: _kind(leaf) for name, leaf in names.items()}
     if parts is not None:
         stored = {name: kind for name, kind in stored.items() if name.split("/")[0] in parts}

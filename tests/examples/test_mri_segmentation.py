@@ -75,7 +75,7 @@ def test_it_writes_everything_and_goes_on(strip, tmp_path, capsys):
     assert mri_segmentation.main(config) == 0
     names = {path.name for path in tmp_path.iterdir()}
     written = {"report.md", "overlay.png", "progress.png", "prediction.ome.tif", "image.ome.tif"}
-    assert written | {"log.jsonl", "step-00000003"} == names
+    assert written | {"config.json", "log.jsonl", "step-00000003"} == names
     prediction = read_volume(tmp_path / "prediction.ome.tif")
     held_out = split(strip[1])[1]
     assert prediction.shape == held_out.shape

@@ -77,7 +77,7 @@ def linear_scan(
 
     def rule() -> tuple[str, str]:
         if platform() == "cpu":
-            return "sequential", "on CPU one pass over memory beats log(t) of them"
+            return "sequential", "on CPU one pass over memory is the least work"
         return "associative", f"log(t) parallel steps on {platform()}"
 
     implementations = {

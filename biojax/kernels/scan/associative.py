@@ -1,4 +1,4 @@
-"""The linear recurrence as a parallel prefix: log2(t) passes over the whole sequence.
+"""The linear recurrence as a parallel prefix: linear work in a depth of 2 log2(t) steps.
 
 (a1, b1) followed by (a2, b2) is the one step (a1 a2, a2 b1 + b2); this is associative, so any
 bracketing will do.
