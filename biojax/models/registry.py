@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import inspect
 import math
 import typing
 from collections.abc import Sequence
@@ -110,7 +111,8 @@ def _check(where: str, field: dataclasses.Field, value: Any) -> None:
         except TypeError:
             fits, expected = False, "a dtype such as 'float32' or 'bfloat16'"
     else:
-        fits, expected = _fits(value, field.type), f"{field.type}, numbers of at least 1"
+        kind = inspect.formatannotation(field.type).replace("collections.abc.", "")
+        fits, expected = _fits(value, field.type), f"{kind}, numbers of at least 1"
     if not fits:
         raise ConfigError(where, f"{field.name}={value!r}", expected, f"Correct {field.name}")
 

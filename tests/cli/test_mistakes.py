@@ -168,3 +168,57 @@ def test_an_unknown_option_exits_with_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["models", "--patern", "unet"])
     assert stop.value.code == 2
+
+
+def test_results_do_not_go_among_the_images(mistake, run, volumes, tmp_path):
+    shutil.copytree(volumes, tmp_path / "copy")
+    folder = tmp_path / "copy" / "images"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    options = {"--run": str(run), "--inputs": str(folder), "--out": str(folder)}
+    mistake(words("predict", options), "nothing is read from")
+    options["--inputs"] = str(folder / "case0.nii.gz")
+    mistake(words("predict", options), "nothing is read from")
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_truth_of_another_shape_is_found_before_the_work(mistake, predict, volumes, tmp_path):
+    (tmp_path / "truth").mkdir()
+    label = Volume(np.zeros((4, 4, 4), np.uint8), "zyx")
+    write_volume(tmp_path / "truth" / "case1.ome.tif", label)
+    line = predict(volumes / "images" / "case1.ome.tif", "--truth", str(tmp_path / "truth"))
+    mistake(line, "case1")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_prediction_that_lies_elsewhere(mistake, volumes, tmp_path):
+    shutil.copytree(volumes / "labels", tmp_path / "moved")
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    affine[0, 3] = 50.0
+    label = Volume(np.ones((12, 14, 16), np.uint8), "zyx", affine=affine)
+    write_volume(tmp_path / "moved" / "case1.ome.tif", label, overwrite=True)
+    options = {"--predictions": str(tmp_path / "moved"), "--truth": str(volumes / "labels")}
+    mistake(words("evaluate", {**options, "--num-classes": "2"}), "case1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("--steps", "0", "steps=0"),
+        ("--num-classes", "1", "num_classes=1"),
+        ("--fields", '{"features": 16}', "features=16"),
+        ("--fields", '{"dtype": "float99"}', "float99"),
+        ("--fields", '{"num_convs": 0}', "num_convs=0"),
+        ("--intensity", "zscor", "Did you mean"),
+        ("--class-names", "only", "1 class names"),
+        ("--val-images", "somewhere", "--val-labels"),
+    ],
+)
+def test_options_that_cannot_be_meant(mistake, train_options, name, value, said):
+    mistake(words("train", {**train_options, name: value}), said)
+
+
+def test_a_first_step_that_fails_does_not_lock_the_folder(mistake, train_options):
+    line = words("train", {**train_options, "--batch": "2", "--accumulate": "3"})
+    mistake(line, "a multiple of 3")
+    line = words("train", {**train_options, "--batch": "4", "--accumulate": "3"})
+    mistake(line, "a multiple of 3")

@@ -6,10 +6,11 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tifffile
 
 from biojax.cli import main
 from biojax.inference import load_segmenter
-from biojax.io import read_volume
+from biojax.io import read_volume, write_volume
 
 from .conftest import words
 
@@ -77,6 +78,27 @@ def test_one_bad_image_does_not_stop_the_others(run, volumes, tmp_path, capsys):
     assert (tmp_path / "out" / "case1.ome.tif").exists()
     assert not (tmp_path / "out" / "bad.ome.tif").exists()
     assert "1 of 2 images that failed: bad" in capsys.readouterr().err
+
+
+def test_labels_that_are_floats_in_the_file_are_measured(volumes, tmp_path, capsys):
+    shutil.copytree(volumes / "labels", tmp_path / "floats")
+    label = read_volume(tmp_path / "floats" / "case0.nii.gz")
+    label = label.replace(data=np.asarray(label.data, np.float32))
+    write_volume(tmp_path / "floats" / "case0.nii.gz", label, overwrite=True)
+    options = {"--predictions": str(tmp_path / "floats"), "--truth": str(volumes / "labels")}
+    assert main(words("evaluate", {**options, "--num-classes": "2"})) == 0
+    assert capsys.readouterr().out.splitlines()[0].split()[:3] == ["case", "class", "dice"]
+
+
+def test_axes_of_images_serve_labels_too_and_nifti_keeps_its_own(volumes, train_options, tmp_path):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+        shutil.copy(volumes / part / "case0.nii.gz", tmp_path / part)
+        data = np.asarray(read_volume(volumes / part / "case1.ome.tif").data)
+        tifffile.imwrite(tmp_path / part / "case1.tif", data, metadata=None)
+    options = {**train_options, "--steps": "1", "--axes": "zyx", "--augment": ""}
+    options |= {"--images": str(tmp_path / "images"), "--labels": str(tmp_path / "labels")}
+    assert main(words("train", options)) == 0
 
 
 def test_a_run_moved_elsewhere_goes_on_bit_for_bit(run, run_line, tmp_path):

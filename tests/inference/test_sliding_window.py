@@ -160,6 +160,24 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     assert (tmp_path / "out.ome.tif").read_text() == "precious"
 
 
+def test_infinite_logits_do_not_depend_on_the_batch():
+    def forbid(params, window):
+        return jnp.concatenate([window, jnp.full_like(window, -jnp.inf)], axis=-1)
+
+    x = image(9, 8, 1)
+    one, three = (
+        predict_volume(forbid, None, x, window=4, batch=batch, reduce="argmax") for batch in (1, 3)
+    )
+    np.testing.assert_array_equal(one, three)
+    assert not one.any()
+
+
+def test_float64_is_float32_without_a_word():
+    x = np.random.default_rng(0).random((6, 5, 1))
+    y = predict_volume(plus, 1.0, x, window=(4, 4))
+    np.testing.assert_allclose(y, x + 1, rtol=1e-6)
+
+
 def test_progress_counts_every_window():
     seen = []
     predict_volume(
