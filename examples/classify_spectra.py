@@ -9,7 +9,8 @@ alike than others, 21 are exact copies of another one, and half of them have a n
 standard deviations away, root mean square), often far down the file. In a random split the twin of
 almost every held-out spectrum would be in training: its nearest neighbour has the right class in
 99% of cases. So a quarter of each class is held out, in consecutive rows, and whatever comes closer
-than 0.06 to a held-out spectrum is left out of training. The first quarter is the hardest.
+than 0.06 to a held-out spectrum is left out of training. The first quarter is the hardest for
+most models.
 
 The file does not tell samples or patients apart, so a held-out spectrum may still come from a
 sample that was trained on. The classes are close to linearly separable: compare the networks with
