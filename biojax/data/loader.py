@@ -35,8 +35,6 @@ def patches(
     ignore: int | None = None,
     seed: int = 0,
     transform: _Transform | None = None,
-    fill: float = 0.0,
-    fill_label: int = 0,
     threads: int = 2,
 ) -> "grain.DatasetIterator[_Sample]":
     """Draw patches from volumes, a set fraction of them about foreground voxels.
@@ -47,7 +45,8 @@ def patches(
     up to 10 000 kept for each class), and the patch is centred there as far as the border
     allows. For the others, a case and a position in it are drawn uniformly. A patch leaves the
     volume only along axes on which the volume is shorter; there it starts at 0 and its far end
-    is filled.
+    repeats its edge, as
+    `biojax.inference.predict_volume` has it.
 
     Args:
       cases: with arrays, as `load_case` gives them: image (*spatial, c) of any real dtype, label
@@ -61,8 +60,6 @@ def patches(
       seed: decides everything that is drawn. Give each host its own.
       transform: changes a patch on the host, (sample, random generator) -> sample; it runs in
         several threads and must draw from its generator alone.
-      fill: image value outside a volume.
-      fill_label: label outside a volume.
       threads: how many draw ahead, each up to two batches; 0 draws when asked.
 
     Returns:
@@ -120,9 +117,9 @@ def patches(
             image, label = volumes[rng.integers(len(volumes))]
             room = np.maximum(np.subtract(image.shape[:-1], patch), 0)
             start = rng.integers(0, room, endpoint=True)
-        sample = {"image": _crop(image, start, patch, np.float32, fill)}
+        sample = {"image": _crop(image, start, patch, np.float32)}
         if label is not None:
-            sample["label"] = _crop(label, start, patch, np.int32, fill_label)
+            sample["label"] = _crop(label, start, patch, np.int32)
         return transform(sample, rng) if transform else sample
 
     grain = require("grain", "train")
@@ -229,11 +226,13 @@ def _with_foreground(
     return [(*volume, found[id(volume[1])]) for volume in volumes if found.get(id(volume[1]))]
 
 
-def _crop(array: np.ndarray, start: np.ndarray, patch: tuple[int, ...], dtype: Any, fill: float):
+def _crop(array: np.ndarray, start: np.ndarray, patch: tuple[int, ...], dtype: Any) -> np.ndarray:
     piece = array[tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))]
-    out = np.full(patch + array.shape[len(patch) :], fill, dtype)
-    out[tuple(slice(n) for n in piece.shape)] = piece
-    return out
+    short = [p - n for p, n in zip(patch, piece.shape, strict=False)]
+    if any(short):
+        rest = [(0, 0)] * (array.ndim - len(patch))
+        piece = np.pad(piece, [*((0, n) for n in short), *rest], mode="edge")
+    return np.array(piece, dtype)
 
 
 def _arrays(case: Case[np.ndarray], patch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:

@@ -88,14 +88,12 @@ def test_the_fraction_holds_in_every_run(foreground):
     assert abs(hits.sum() - 120 * foreground) <= 1
 
 
-def test_a_volume_smaller_than_the_patch_is_filled_at_the_far_end():
+def test_a_volume_smaller_than_the_patch_repeats_its_far_edge():
     image = coordinates((2, 8)) + 1
-    case = Case("thin", image, np.ones((2, 8), int))
-    batches = patches([case], patch=(4, 4), batch=5, fill=-7, fill_label=9)
-    batch = next(batches)
-    np.testing.assert_array_equal(batch["image"][:, 2:], -7)
-    np.testing.assert_array_equal(batch["label"][:, 2:], 9)
-    np.testing.assert_array_equal(batch["label"][:, :2], 1)
+    case = Case("thin", image, np.repeat([[1], [2]], 8, axis=1))
+    batch = next(patches([case], patch=(4, 4), batch=5))
+    np.testing.assert_array_equal(batch["image"][:, 2:], batch["image"][:, [1, 1]])
+    np.testing.assert_array_equal(batch["label"][:, :, 0], [[1, 2, 2, 2]] * 5)
     np.testing.assert_array_equal(batch["image"][:, :2, 0, 0], [[1, 2]] * 5)
 
 
