@@ -6,15 +6,16 @@
 The wheel carries collagen.csv: 731 absorption spectra (234 wavenumbers, 1801 to 903 per cm) of
 collagen, glycogen, lipids and DNA, one class after the other. Spectra in neighbouring rows are more
 alike than others, 21 are exact copies of another one, and half of them have a near copy (0.05
-standard deviations away, root mean square), often far down the file. In a random split the twin of
-almost every held-out spectrum would be in training: its nearest neighbour has the right class in
-99% of cases. So a quarter of each class is held out, in consecutive rows, and whatever comes closer
+standard deviations away, root mean square), often far down the file. In a random split many of them
+would have their twin on the other side: the nearest neighbour of a spectrum has its class in 99% of
+cases. So a quarter of each class is held out, in consecutive rows, and whatever comes closer
 than 0.06 to a held-out spectrum is left out of training. The first quarter is the hardest for
 most models.
 
 The file does not tell samples or patients apart, so a held-out spectrum may still come from a
 sample that was trained on. The classes are close to linearly separable: compare the networks with
-the simple rules in the table, not with chance alone.
+the simple rules in the table, not with chance alone. There is no third part: the options were
+chosen by looking at held-out spectra too.
 """
 
 import csv
