@@ -7,7 +7,7 @@ BIN := .venv/bin
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 
-demo: .venv/demo ## train and apply a 3-D U-Net on an MRI volume; about 8 minutes
+demo: .venv/demo ## train and apply a 3-D U-Net on an MRI volume; about 6 minutes
 	$(BIN)/python -m examples.mri_segmentation --folder demo
 
 test: .venv/test ## the everyday tests; at most 12 minutes
