@@ -235,9 +235,9 @@ def test_long_sums_do_not_stall(kernel, x, w, options, dtype):
 
 def test_planes_are_added_in_float32():
     w = np.zeros((3, 1, 1, 17, 1), np.float32)
-    w[:, 0, 0, 0, 0] = 256, 1, 1
+    w[:2, 0, 0, :2, 0] = [[256, 1], [1, 0]]
     y = conv(jnp.ones((1, 3, 1, 1, 17), jnp.bfloat16), jnp.asarray(w, jnp.bfloat16))
-    assert y[0, 1, 0, 0, 0] == 258  # adding ones to 256 in bfloat16 leaves 256
+    assert y[0, 1, 0, 0, 0] == 258  # 257 of one plane and 1 of another; in bfloat16, 256 + 1 = 256
 
 
 @pytest.mark.parametrize("rank", [1, 3])
