@@ -8,6 +8,7 @@ EMNLP 2014, section 2.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import PatchEmbed, make_recurrent
 from biojax.typing import Array, Dtype, IntOrTuple
@@ -42,10 +43,15 @@ class RNNClassifier(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """What the input's size must be a multiple of, along each axis: the patch."""
+        return per_axis("rnn_classifier", "patch_size", self.patch_size, self.spatial_dims)
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to (b, num_classes)."""
-        check_image("rnn_classifier", x, self.spatial_dims, (1,) * self.spatial_dims)
+        check_image("rnn_classifier", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         drop = nn.Dropout(self.dropout_rate, deterministic=not train)
         x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
@@ -90,10 +96,15 @@ class RNNEncoderDecoder(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """What the input's size must be a multiple of, along each axis: the patch."""
+        return per_axis("rnn_encoder_decoder", "patch_size", self.patch_size, self.spatial_dims)
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to (b, num_steps, num_classes)."""
-        check_image("rnn_encoder_decoder", x, self.spatial_dims, (1,) * self.spatial_dims)
+        check_image("rnn_encoder_decoder", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
         context = x[:, 0]

@@ -61,10 +61,18 @@ class UNet(nn.Module):
             raise ConfigError(
                 "unet",
                 f"{len(strides)} strides for {len(self.features)} stages",
-                "one stride for each entry of features, the first usually 1",
+                "one stride for each entry of features, the first of them 1",
                 "Change strides or features",
             )
-        return [per_axis("unet", "strides", s, self.spatial_dims) for s in strides]
+        strides = [per_axis("unet", "strides", s, self.spatial_dims) for s in strides]
+        if max(strides[0]) > 1:
+            raise ConfigError(
+                "unet",
+                f"strides that begin with {strides[0]}",
+                "a first stage at full resolution, which the logits have",
+                "Begin with 1",
+            )
+        return strides
 
     @property
     def stride(self) -> tuple[int, ...]:

@@ -7,7 +7,13 @@ import pytest
 
 from biojax import kernels
 from biojax.errors import ConfigError, ShapeError
-from biojax.models import AttentionClassifier, CNNClassifier, RNNClassifier, RNNEncoderDecoder
+from biojax.models import (
+    AttentionClassifier,
+    CNNClassifier,
+    RNNClassifier,
+    RNNEncoderDecoder,
+    create_model,
+)
 from biojax.modules import TransformerBlock, sincos_positions
 
 
@@ -138,3 +144,11 @@ def test_an_unknown_cell_is_refused():
     for model in (RNNClassifier(3, cell="grru"), RNNEncoderDecoder(3, cell="grru")):
         with pytest.raises(ConfigError, match=r"cell='grru'.*Did you mean 'gru'\?"):
             jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 5, 2)))
+
+
+@pytest.mark.parametrize("name", ["rnn_classifier", "rnn_encoder_decoder", "attention_classifier"])
+def test_the_patch_is_the_stride(name):
+    model = create_model(name, num_classes=2, spatial_dims=2, patch_size=(2, 4))
+    assert model.stride == (2, 4)
+    with pytest.raises(ShapeError, match=r"Did you mean \(8, 12\)"):
+        model.init(jax.random.key(0), jnp.zeros((1, 7, 9, 1)))

@@ -118,3 +118,9 @@ def test_stride(fields, stride):
 def test_what_is_refused(model, shape, error, message):
     with pytest.raises(error, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.ones(shape))
+
+
+def test_the_first_stage_keeps_the_resolution():
+    model = UNet(out_channels=2, features=(4, 8), strides=(2, 2))
+    with pytest.raises(ConfigError, match="Begin with 1"):
+        _ = model.stride

@@ -192,6 +192,8 @@ def test_only_leftovers_of_our_own_are_cleaned(saved):
     }  # fmt: skip
 
 
+# Orbax's threads may still report to an event loop that the failure has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_leaves_what_was_there(saved, assert_trees_equal):
     """A limit on the size of files stands in for a disk that is full."""
     big = make_state(4).replace(params={"w": np.random.default_rng(0).normal(size=(200, 200))})
