@@ -327,3 +327,15 @@ def test_options_that_do_not_exist():
             activation="sigmoid",
             include_background=False,
         )
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal", "soft_dice", "dice_cross_entropy"])
+def test_nan_where_the_label_is_ignored_leaves_no_trace(name):
+    loss = getattr(losses, name)
+    labels = jnp.array([[0, 1, 255]])
+    logits = jnp.array([[[1.0, 2.0], [0.5, -1.0], [0.3, 0.1]]])
+    broken = logits.at[0, 2].set(jnp.nan)
+    value, gradient = jax.value_and_grad(loss)(broken, labels, ignore_label=255)
+    assert value == loss(logits, labels, ignore_label=255)
+    assert jnp.isfinite(gradient).all()
+    assert not gradient[0, 2].any()

@@ -224,7 +224,10 @@ def _remove(folder: Path) -> None:
 
 def _read_json(path: Path, name: str) -> Any:
     try:
-        return json.loads((path / name).read_text())
+        value = json.loads((path / name).read_text())
+        if name == "tree.json" and not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__} in place of an object")
+        return value
     except (OSError, ValueError) as error:
         raise CheckpointError(
             str(path / name), f"'{error}'", "JSON", "Save the checkpoint again with this version"
@@ -270,7 +273,7 @@ def _differences(name: str, stored: Any, given: Any) -> Iterator[str]:
 
 def _check_arrays(path: Path, names: dict[str, Any], parts: set[str] | None = None) -> None:
     """Compare names, shapes and dtypes with those stored (only under `parts`, where given)."""
-    stored = dict(_read_json(path, "tree.json"))
+    stored = _read_json(path, "tree.json")
     wanted = {name: _kind(leaf) for name, leaf in names.items()}
     if parts is not None:
         stored = {name: kind for name, kind in stored.items() if name.split("/")[0] in parts}
@@ -325,6 +328,14 @@ def _read_arrays(path: Path, names: dict[str, Any]) -> list[Any]:
             "arrays that it can read",
             "Install the version of orbax-checkpoint that saved them",
         ) from error
+    for name, wanted in item.items():  # the files, and not only what tree.json says of them
+        if _kind(arrays[name]) != _kind(wanted):
+            raise CheckpointError(
+                str(path),
+                f"{name} of {_show(_kind(arrays[name]))} in its arrays",
+                f"{_show(_kind(wanted))}, as its tree.json says",
+                "Copy the folder again from where it is whole",
+            )
     return [_like(leaf, arrays[name]) for name, leaf in names.items()]
 
 

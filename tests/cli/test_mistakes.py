@@ -118,6 +118,24 @@ def test_a_run_is_not_continued_with_other_options(check_mistake, run, train_opt
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
+def test_a_run_is_not_continued_on_other_cases(check_mistake, run, run_line, volumes, tmp_path):
+    shutil.copytree(run, tmp_path / "moved")
+    for part in ("images", "labels"):
+        shutil.copytree(volumes / part, tmp_path / part)
+        (tmp_path / part / "case2.ome.tif").unlink()
+    line = [str(tmp_path / "moved") if word == str(run) else word for word in run_line]
+    line[line.index("--images") + 1] = str(tmp_path / "images")
+    line[line.index("--labels") + 1] = str(tmp_path / "labels")
+    check_mistake(line, "cases=['case0', 'case1']")
+
+
+def test_a_config_that_is_no_object(check_mistake, run, run_line, tmp_path):
+    shutil.copytree(run, tmp_path / "moved")
+    (tmp_path / "moved" / "config.json").write_text("[1]")
+    line = [str(tmp_path / "moved") if word == str(run) else word for word in run_line]
+    check_mistake(line, "config.json")
+
+
 def test_a_checkpoint_of_another_architecture(check_mistake, run, train_options, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run / "step-00000060", folder / "step-00000060")

@@ -120,7 +120,11 @@ def test_geometry_that_differs(changes, said):
     ],
 )
 def test_geometry_that_is_unknown_or_off_by_rounding(changes):
-    load_case(volumes(**changes))
+    case = volumes(**changes)
+    read = load_case(case)
+    assert case.label is not None
+    np.testing.assert_array_equal(read.image[..., 0], case.image.data)
+    np.testing.assert_array_equal(read.label, case.label.data)
 
 
 def test_arrays_that_do_not_fit():

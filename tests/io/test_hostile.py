@@ -41,7 +41,7 @@ def _nifti(path, dims, voxels=bytes(8), **fields):
     return path
 
 
-def _fails(path, match, max_memory=2**22, **options):
+def check_fails(path, match, max_memory=2**22, **options):
     """Reading fails with the text, within the memory, and says nothing elsewhere."""
     tracemalloc.start()
     try:
@@ -66,11 +66,11 @@ def test_the_maker_of_small_tiffs(tmp_path):
 def test_a_header_that_claims_70_gib(tmp_path):
     path = _tiff(tmp_path / "a.tif", 300_000, 250_000, bytes(598))
     assert path.stat().st_size == 720
-    _fails(path, "75000000000 bytes of pixels in a file of 720 bytes")
+    check_fails(path, "75000000000 bytes of pixels in a file of 720 bytes")
     path = _tiff(tmp_path / "b.tif", 300_000, 250_000, zlib.compress(bytes(10**5)), 8)
-    _fails(path, "75000000000 bytes of pixels")
+    check_fails(path, "75000000000 bytes of pixels")
     path = _tiff(tmp_path / "c.tif", 2**32 - 1, 2**32 - 1, bytes(9), rows=1)
-    _fails(path, "bytes of pixels")
+    check_fails(path, "bytes of pixels")
 
 
 def test_a_cap_on_memory(tmp_path):
@@ -82,8 +82,8 @@ def test_a_cap_on_memory(tmp_path):
 
 def test_a_deflate_bomb(tmp_path):
     bomb = zlib.compress(bytes(2**26), 9)  # 64 MiB in 65 kB
-    _fails(_tiff(tmp_path / "a.tif", 200, 200, bomb, 8), "unpack to more than 145536 bytes")
-    _fails(_tiff(tmp_path / "b.tif", 20, 20, zlib.compress(STACK.tobytes() * 99), 8), "page 0")
+    check_fails(_tiff(tmp_path / "a.tif", 200, 200, bomb, 8), "unpack to more than 145536 bytes")
+    check_fails(_tiff(tmp_path / "b.tif", 20, 20, zlib.compress(STACK.tobytes() * 99), 8), "page 0")
 
 
 def test_a_deflate_bomb_in_a_tile_far_larger_than_its_page(tmp_path):
@@ -92,13 +92,15 @@ def test_a_deflate_bomb_in_a_tile_far_larger_than_its_page(tmp_path):
     with tifffile.TiffFile(path, mode="r+") as file:
         for name in ("TileWidth", "TileLength"):
             file.pages.first.tags[name].overwrite(2**15)
-    _fails(path, "far larger than the page")
+    check_fails(path, "far larger than the page")
 
 
 def test_deflate_that_is_short_or_wrong(tmp_path):
-    _fails(_tiff(tmp_path / "a.tif", 20, 20, zlib.compress(bytes(100)), 8), "page 0")
-    _fails(_tiff(tmp_path / "b.tif", 20, 20, zlib.compress(bytes(400))[:-6], 8), "end too early")
-    _fails(_tiff(tmp_path / "c.tif", 20, 20, b"\x78\x9c" + bytes(50), 8), "page 0.*Error")
+    check_fails(_tiff(tmp_path / "a.tif", 20, 20, zlib.compress(bytes(100)), 8), "page 0")
+    check_fails(
+        _tiff(tmp_path / "b.tif", 20, 20, zlib.compress(bytes(400))[:-6], 8), "end too early"
+    )
+    check_fails(_tiff(tmp_path / "c.tif", 20, 20, b"\x78\x9c" + bytes(50), 8), "page 0.*Error")
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -109,7 +111,7 @@ def test_a_cut_tiff(tmp_path, name, compression):
     whole = path.read_bytes()
     for size in (0, 1, 4, 8, 12, 100, 400, len(whole) // 2, len(whole) - 900):
         path.write_bytes(whole[:size])
-        _fails(path, "Expected", axes="zyx")
+        check_fails(path, "Expected", axes="zyx")
 
 
 @pytest.mark.parametrize("page", range(1, 6))
@@ -122,9 +124,9 @@ def test_a_cut_plain_tiff_never_loses_pages_in_silence(tmp_path, page):
         start = file.pages[page].offset
     whole = path.read_bytes()
     path.write_bytes(whole[:start])
-    _fails(path, f"breaks off after page {page - 1}", axes="zyx")
+    check_fails(path, f"breaks off after page {page - 1}", axes="zyx")
     path.write_bytes(whole[: start + 3])
-    _fails(path, "corrupted", axes="zyx")
+    check_fails(path, "corrupted", axes="zyx")
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.nii", "a.nii.gz"])
@@ -132,7 +134,7 @@ def test_a_cut_plain_tiff_never_loses_pages_in_silence(tmp_path, page):
 def test_garbage(tmp_path, name, start):
     for seed in range(5):
         (tmp_path / name).write_bytes(start + np.random.default_rng(seed).bytes(2000))
-        _fails(tmp_path / name, "Expected")
+        check_fails(tmp_path / name, "Expected")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_ome_xml_that_lies(tmp_path, old, new, text):
     if "ENTITY" in new:
         xml = xml.replace("</OME>", "<a>&e8;</a></OME>")
     tifffile.tiffcomment(path, xml.encode())
-    _fails(path, text, max_memory=2**25)
+    check_fails(path, text, max_memory=2**25)
 
 
 def test_records_that_lie(tmp_path):
@@ -208,7 +210,7 @@ def test_records_that_lie(tmp_path):
     ],
 )
 def test_nifti_headers_that_lie(tmp_path, name, dims, fields, text):
-    _fails(_nifti(tmp_path / name, dims, **fields), text)
+    check_fails(_nifti(tmp_path / name, dims, **fields), text)
 
 
 def test_a_gzip_bomb(tmp_path):
@@ -216,7 +218,7 @@ def test_a_gzip_bomb(tmp_path):
     with pytest.raises(FileError, match="at most"):
         read_volume(path, max_bytes=2**23)
     path = _nifti(tmp_path / "b.nii.gz", [3, 512, 512, 512], bytes(8))
-    _fails(path, "134218080 bytes in a file of")
+    check_fails(path, "134218080 bytes in a file of")
     path = _nifti(tmp_path / "c.nii.gz", [3, 2, 2, 2], bytes(2**26))  # more than the header says
     tracemalloc.start()
     try:
@@ -231,7 +233,7 @@ def test_a_gzip_bomb(tmp_path):
 def test_a_cut_nifti(tmp_path, name, size):
     path = _nifti(tmp_path / name, [3, 20, 20, 20], np.random.default_rng(0).bytes(8000))
     path.write_bytes(path.read_bytes()[:size])
-    _fails(path, "Expected")
+    check_fails(path, "Expected")
 
 
 # anything

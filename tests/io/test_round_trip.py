@@ -23,7 +23,7 @@ def _voxels(shape, dtype, seed=0) -> np.ndarray:
     return key.integers(limits.min, limits.max, shape, dtype, endpoint=True)
 
 
-def _same(read: Volume, written: Volume) -> None:
+def check_same(read: Volume, written: Volume) -> None:
     assert read.axes == written.axes
     assert read.spacing == written.spacing
     assert read.channels == written.channels
@@ -55,7 +55,7 @@ def test_every_axes_and_dtype(tmp_path, extension, axes, length):
         path = tmp_path / f"{number}{extension}"
         zlib = "zlib" if number % 2 and ".nii" not in extension else None
         write_volume(path, volume, compression=zlib)
-        _same(read_volume(path), volume)
+        check_same(read_volume(path), volume)
 
 
 @pytest.mark.parametrize("plain", [True, False])
@@ -63,7 +63,7 @@ def test_every_axes_and_dtype(tmp_path, extension, axes, length):
 def test_what_is_not_known_stays_so(tmp_path, extension, plain):
     data = _voxels((3, 5, 7), "uint8" if plain else "int16")
     write_volume(tmp_path / f"a{extension}", Volume(data, "zyx"))
-    _same(read_volume(tmp_path / f"a{extension}"), Volume(data, "zyx"))
+    check_same(read_volume(tmp_path / f"a{extension}"), Volume(data, "zyx"))
 
 
 @pytest.mark.parametrize("extension", FORMATS)
@@ -73,7 +73,7 @@ def test_affine_and_one_name(tmp_path, extension):
     affine[:3, 3] = [-100.1, 1 / 7, 1e4]
     volume = Volume(_voxels((3, 5, 7), "uint16"), "zyx", affine=affine, channels=["DAPI"])
     write_volume(tmp_path / f"a{extension}", volume)
-    _same(read_volume(tmp_path / f"a{extension}"), volume)
+    check_same(read_volume(tmp_path / f"a{extension}"), volume)
 
 
 @pytest.mark.parametrize("extension", [".ome.tif", ".tif", ".btf", ".nii"])
@@ -85,7 +85,7 @@ def test_rgb(tmp_path, extension, axes, names):
         shape = [len(names) if axis == "c" else SIZES[axis] for axis in axes]
         volume = Volume(_voxels(shape, dtype), axes, channels=names)
         write_volume(tmp_path / f"{dtype}{extension}", volume)
-        _same(read_volume(tmp_path / f"{dtype}{extension}"), volume)
+        check_same(read_volume(tmp_path / f"{dtype}{extension}"), volume)
 
 
 lengths = st.floats(1e-9, 1e6) | st.sampled_from([0.1, 1 / 3, 0.000325, 0.957, 5.0])
@@ -115,9 +115,9 @@ def test_other_layouts_of_memory(tmp_path, extension):
     data = _voxels((6, 5, 7), "int16")
     for number, same in enumerate((data.astype(">i2"), np.asfortranarray(data), jnp.asarray(data))):
         write_volume(tmp_path / f"{number}{extension}", Volume(same, "zyx"))
-        _same(read_volume(tmp_path / f"{number}{extension}"), Volume(data, "zyx"))
+        check_same(read_volume(tmp_path / f"{number}{extension}"), Volume(data, "zyx"))
     write_volume(tmp_path / f"turned{extension}", Volume(data[::-2, :, ::-1], "zyx"))
-    _same(read_volume(tmp_path / f"turned{extension}"), Volume(data[::-2, :, ::-1], "zyx"))
+    check_same(read_volume(tmp_path / f"turned{extension}"), Volume(data[::-2, :, ::-1], "zyx"))
 
 
 @pytest.mark.parametrize("extension", FORMATS)
@@ -126,14 +126,14 @@ def test_a_lazy_volume_is_copied(tmp_path, extension):
     write_volume(tmp_path / "a.ome.tif", volume, compression="zlib")
     with open_volume(tmp_path / "a.ome.tif") as lazy:
         write_volume(tmp_path / f"b{extension}", lazy)
-    _same(read_volume(tmp_path / f"b{extension}"), volume)
+    check_same(read_volume(tmp_path / f"b{extension}"), volume)
 
 
 @pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
 def test_nifti_holds_float64(tmp_path, extension):
     volume = Volume(_voxels((3, 5, 7), "float64"), "zyx", spacing=(1, 2, 3))
     write_volume(tmp_path / f"a{extension}", volume)
-    _same(read_volume(tmp_path / f"a{extension}"), volume)
+    check_same(read_volume(tmp_path / f"a{extension}"), volume)
 
 
 @pytest.mark.parametrize("extension", FORMATS)
@@ -141,4 +141,4 @@ def test_equal_volumes_are_read_equal_after_a_second_trip(tmp_path, extension):
     volume = Volume(_voxels((3, 5, 7), "uint8"), "zyx", spacing=(0.3, 0.2, 0.1), meta=META)
     write_volume(tmp_path / f"a{extension}", volume)
     write_volume(tmp_path / f"b{extension}", read_volume(tmp_path / f"a{extension}"))
-    _same(read_volume(tmp_path / f"b{extension}"), volume)
+    check_same(read_volume(tmp_path / f"b{extension}"), volume)

@@ -11,6 +11,7 @@ import pytest
 
 from biojax.errors import CheckpointError, ConfigError
 from biojax.training import Checkpoints, TrainState
+from biojax.training.manifest import write_manifest
 
 CONFIG = {"name": "tiny", "features": [4, 8], "norm": {"kind": "batch", "epsilon": 1e-5}}
 
@@ -237,3 +238,25 @@ def test_the_manifest_lists_every_file(saved):
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert listed == there - {"manifest.json"}
     assert {"config.json", "data.json", "tree.json"} < listed
+
+
+def test_a_tree_that_is_no_object(saved):
+    step = saved.folder / "step-00000003"
+    (step / "tree.json").write_text("[1]")
+    write_manifest(step)
+    with pytest.raises(CheckpointError, match=r"tree.json.*a list in place of an object"):
+        saved.restore(shapes(make_state()))
+
+
+def test_arrays_that_are_not_what_the_tree_says(saved):
+    """The text agrees with the model, and the manifest with the text; the arrays do not."""
+    wide = make_state(3)
+    wide = wide.replace(params=jax.tree.map(lambda x: jnp.concatenate([x, x]), wide.params))
+    step = saved.folder / "step-00000003"
+    tree = (step / "tree.json").read_text()
+    shutil.rmtree(step)
+    saved.save(3, wide)
+    (step / "tree.json").write_text(tree)
+    write_manifest(step)
+    with pytest.raises(CheckpointError, match="in its arrays"):
+        saved.restore(shapes(make_state()))
