@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "bench",
     "cli",
     "data",
     "errors",
@@ -32,6 +33,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from biojax import (
+        bench,
         cli,
         data,
         errors,

@@ -38,6 +38,16 @@ ROOMS = {
     "training": ("parallel", "tasks", "io.atomic"),
     "inference": ("io", "data", "metrics", "models", "parallel", "tasks", "training"),
 }
+ROOMS["bench"] = (
+    "io.atomic",
+    "kernels",
+    "losses",
+    "modules",
+    "models",
+    "tasks",
+    "training",
+    "inference",
+)
 ROOMS["cli"] = tuple(ROOMS)
 
 OPTIONAL = {"nibabel", "grain", "rich", "matplotlib", "tyro", "nilearn", "imagecodecs"}

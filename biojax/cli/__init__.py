@@ -1,13 +1,12 @@
-"""The command line: `biojax train | predict | evaluate | info | models`, one file per verb."""
+"""The command line, one file per verb: `biojax train`, `biojax predict` and so on."""
 
-import functools
-import operator
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Union
 
+from biojax.cli.bench import Bench, bench
 from biojax.cli.evaluate import Evaluate, evaluate
 from biojax.cli.info import Info, info
 from biojax.cli.models import Models, models
@@ -17,12 +16,13 @@ from biojax.errors import BiojaxError, require
 
 __all__ = ["main"]
 
-_VERBS: dict[type, Callable[[Any], None]] = {
+_VERBS: dict[type, Callable[[Any], int | None]] = {
     Train: train,
     Predict: predict,
     Evaluate: evaluate,
     Info: info,
     Models: models,
+    Bench: bench,
 }
 
 
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments: the words after `biojax`; those of the process if None.
 
     Returns:
-      The exit code: 0, 2 for a mistake, or 130 after Ctrl-C (training stops with 0).
+      The exit code: 0, 2 for a mistake, or 130 after Ctrl-C (training stops with 0); 1 where
+      `bench` finds that something became slower.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -43,14 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         tyro = require("tyro", "cli")
+        # A suite is named as the verb is, without a flag.
+        positional = Annotated[Bench, tyro.conf.PositionalRequiredArgs]
         config = tyro.cli(
-            functools.reduce(operator.or_, _VERBS),
+            Union[*(positional if verb is Bench else verb for verb in _VERBS)],
             prog="biojax",
             description="Models of biomedical images in JAX. Add --debug to see tracebacks.",
             args=words or ["--help"],
             config=(tyro.conf.OmitSubcommandPrefixes,),
         )
-        _VERBS[type(config)](config)
+        return _VERBS[type(config)](config) or 0
     except BiojaxError as error:
         if debug:
             traceback.print_exc()
@@ -61,7 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         warnings.formatwarning = before
-    return 0
 
 
 def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:

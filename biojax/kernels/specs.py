@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["SPECS", "Spec"]
+__all__ = ["LARGE", "SPECS", "Spec"]
 
 
 class Spec(NamedTuple):
@@ -13,11 +13,13 @@ class Spec(NamedTuple):
       name: what is particular about it.
       shapes: the shapes of the positional arrays.
       options: the keyword arguments.
+      dtype: of every array, where the tests do not choose one themselves.
     """
 
     name: str
     shapes: tuple[tuple[int, ...], ...]
     options: Mapping[str, Any] = {}
+    dtype: str = "float32"
 
 
 _CONV = [
@@ -101,6 +103,7 @@ _ATTENTION = [
     Spec("bias_per_head", ((2, 4, 2, 4), (2, 5, 2, 4), (2, 5, 2, 4), (2, 1, 1)), {"scale": 1.0}),
 ]
 
+# What the tests of every implementation run: small.
 SPECS: Mapping[str, list[Spec]] = {
     "conv": _CONV,
     "conv_transpose": _CONV_TRANSPOSE,
@@ -111,4 +114,69 @@ SPECS: Mapping[str, list[Spec]] = {
     "lstm": _LSTM,
     "gru": _GRU,
     "attention": _ATTENTION,
+}
+
+_LARGE_CONV = [
+    Spec("3d_64_c32", ((1, 64, 64, 64, 32), (3, 3, 3, 32, 32))),
+    Spec("3d_32_c128", ((1, 32, 32, 32, 128), (3, 3, 3, 128, 128))),
+    Spec("3d_96_c1_to_32", ((1, 96, 96, 96, 1), (3, 3, 3, 1, 32))),
+    Spec(
+        "3d_48_c64_strided",
+        ((1, 48, 48, 48, 64), (3, 3, 3, 64, 64)),
+        {"strides": 2, "padding": 1},
+    ),
+    Spec("3d_16_c320", ((1, 16, 16, 16, 320), (3, 3, 3, 320, 320))),
+    Spec(
+        "3d_48_depthwise_5",
+        ((1, 48, 48, 48, 64), (5, 5, 5, 1, 64)),
+        {"feature_group_count": 64},
+    ),
+    Spec(
+        "3d_48_depthwise_7",
+        ((1, 48, 48, 48, 64), (7, 7, 7, 1, 64)),
+        {"feature_group_count": 64},
+    ),
+    Spec("3d_64_pointwise_c32_to_3", ((1, 64, 64, 64, 32), (1, 1, 1, 32, 3))),
+    Spec("2d_256_c64", ((1, 256, 256, 64), (3, 3, 64, 64))),
+    Spec("2d_256_depthwise_7", ((1, 256, 256, 64), (7, 7, 1, 64)), {"feature_group_count": 64}),
+]
+
+_LARGE_POOL = [
+    Spec("3d_64_c32", ((1, 64, 64, 64, 32),), {"window": 2}),
+    Spec("3d_64_c32_overlap", ((1, 64, 64, 64, 32),), {"window": 3, "strides": 2, "padding": 1}),
+    Spec("2d_256_c64", ((1, 256, 256, 64),), {"window": 2}),
+]
+
+
+def _bfloat16(specs: list[Spec], *names: str) -> list[Spec]:
+    """The named ones once more, in bfloat16."""
+    chosen = [spec for spec in specs if spec.name in names]
+    return [s._replace(name=f"{s.name}_bfloat16", dtype="bfloat16") for s in chosen]
+
+
+# What is worth timing: layers of the models, at the sizes of their patches.
+LARGE: Mapping[str, list[Spec]] = {
+    "conv": [
+        *_LARGE_CONV,
+        *_bfloat16(_LARGE_CONV, "3d_64_c32", "3d_32_c128", "3d_48_depthwise_5"),
+    ],
+    "conv_transpose": [
+        Spec("3d_32_c128_to_64", ((1, 32, 32, 32, 128), (2, 2, 2, 128, 64)), {"strides": 2}),
+    ],
+    "max_pool": _LARGE_POOL,
+    "avg_pool": _LARGE_POOL,
+    "linear_scan": [
+        Spec("t1024_c256", ((4, 1024, 256), (4, 1024, 256), (4, 256))),
+        Spec("t16384_c64", ((1, 16384, 64), (1, 16384, 64), (1, 64))),
+    ],
+    "rnn": [Spec("t256_c128", ((8, 256, 128), (128, 128), (128, 128), (128,), (8, 128)))],
+    "lstm": [
+        Spec("t256_c128", ((8, 256, 128), (128, 512), (128, 512), (512,), (8, 128), (8, 128)))
+    ],
+    "gru": [Spec("t256_c128", ((8, 256, 128), (128, 384), (128, 384), (384,), (8, 128)))],
+    "attention": [
+        Spec("t1024_n8", ((1, 1024, 8, 64),) * 3),
+        Spec("t1024_n8_causal", ((1, 1024, 8, 64),) * 3, {"is_causal": True}),
+        Spec("t343_n4_windows", ((16, 343, 4, 32),) * 3),
+    ],
 }

@@ -1,0 +1,46 @@
+"""The harness: how long, how much memory, and how near to what the machine can do."""
+
+from biojax.bench.case import Case, Work
+from biojax.bench.ceilings import Ceilings, ceilings
+from biojax.bench.compare import Change, compare
+from biojax.bench.record import Record, read_records, write_records
+from biojax.bench.report import (
+    describe,
+    draw_roofline,
+    draw_times,
+    table,
+    table_of_changes,
+    write_text,
+)
+from biojax.bench.run import SUITES, measure, run, select_cases
+from biojax.bench.timing import Timing, time_calls, time_compiled
+from biojax.bench.turns import Ratio, geometric_mean, ratio, take_turns
+
+__all__ = [
+    "SUITES",
+    "Case",
+    "Ceilings",
+    "Change",
+    "Ratio",
+    "Record",
+    "Timing",
+    "Work",
+    "ceilings",
+    "compare",
+    "describe",
+    "draw_roofline",
+    "draw_times",
+    "geometric_mean",
+    "measure",
+    "ratio",
+    "read_records",
+    "run",
+    "select_cases",
+    "table",
+    "table_of_changes",
+    "take_turns",
+    "time_calls",
+    "time_compiled",
+    "write_records",
+    "write_text",
+]
