@@ -1,16 +1,17 @@
 """Convolutions with parameters, and the block that most models repeat."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError
 from biojax.kernels import conv, conv_transpose
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.conv.geometry import per_axis, transpose_pads
 from biojax.modules.norm import make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Padding, Precision
 
@@ -55,16 +56,8 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) to (b, *out, f)."""
         size = per_axis("Conv", "kernel_size", self.kernel_size, x.ndim - 2)
-        c, groups = x.shape[-1], self.feature_group_count
-        if groups < 1 or c % groups or self.features % groups:
-            raise ConfigError(
-                "Conv",
-                f"feature_group_count={groups} for {c} channels in and {self.features} out",
-                "a number of groups that divides both",
-                "Change the groups or the features",
-                f"feature_group_count={math.gcd(c, self.features)}",
-            )
-        shape = (*size, c // groups, self.features)
+        groups = _check_groups("Conv", self, x.shape[-1])
+        shape = (*size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = _bias(self, self.features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -74,7 +67,7 @@ class Conv(nn.Module):
             strides=self.strides,
             padding=self.padding,
             kernel_dilation=self.kernel_dilation,
-            feature_group_count=self.feature_group_count,
+            feature_group_count=groups,
             precision=self.precision,
         )
         return y if bias is None else y + bias
@@ -87,19 +80,24 @@ class ConvTranspose(nn.Module):
       features: output channels f.
       kernel_size: one number for all spatial axes, or one each.
       strides: how many outputs for each input.
-      padding: "SAME", "VALID", an integer or pairs.
+      padding: "SAME", "VALID", an integer or pairs, of zeros around the spread-out input.
+      feature_group_count: groups of channels; equal to the input's for depthwise.
       use_bias: add (f,) to the output.
       dtype: of the computation; that of the input and parameters together if None.
       param_dtype: of the parameters.
       precision: of the products.
-      kernel_init: initialiser of the kernel (*k, c, f).
+      kernel_init: initialiser of the kernel (*k, c // groups, f).
       bias_init: initialiser of the bias (f,).
+
+    Raises:
+      ConfigError: the groups do not divide the channels.
     """
 
     features: int
     kernel_size: IntOrTuple
     strides: IntOrTuple = 1
     padding: Padding = "SAME"
+    feature_group_count: int = 1
     use_bias: bool = True
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -111,13 +109,24 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) to (b, *out, f)."""
         size = per_axis("ConvTranspose", "kernel_size", self.kernel_size, x.ndim - 2)
-        shape = (*size, x.shape[-1], self.features)
+        groups = _check_groups("ConvTranspose", self, x.shape[-1])
+        shape = (*size, x.shape[-1] // groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = _bias(self, self.features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv_transpose(
-            x, kernel, strides=self.strides, padding=self.padding, precision=self.precision
-        )
+        if groups == 1:
+            y = conv_transpose(
+                x, kernel, strides=self.strides, padding=self.padding, precision=self.precision
+            )
+        else:
+            strides = per_axis("ConvTranspose", "strides", self.strides, x.ndim - 2)
+            y = conv(
+                _spread(x, strides),
+                kernel,
+                padding=transpose_pads("ConvTranspose", self.padding, size, strides),
+                feature_group_count=groups,
+                precision=self.precision,
+            )
         return y if bias is None else y + bias
 
 
@@ -130,8 +139,10 @@ class ConvBlock(nn.Module):
       features: output channels.
       kernel_size: odd; one number for all spatial axes, or one each.
       strides: step between outputs.
+      use_bias: of the convolution.
       norm: see `make_norm`.
-      negative_slope: of the leaky ReLU; 0 is ReLU.
+      scale_init: initialiser of the norm's scale; zeros let a residual branch begin as nothing.
+      negative_slope: of the leaky ReLU; 0 is ReLU, and 1 leaves the normalised output as it is.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -142,7 +153,9 @@ class ConvBlock(nn.Module):
     features: int
     kernel_size: IntOrTuple = 3
     strides: IntOrTuple = 1
+    use_bias: bool = True
     norm: str | None = "instance"
+    scale_init: Callable = nn.initializers.ones_init()
     negative_slope: float = 0.01
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -164,14 +177,39 @@ class ConvBlock(nn.Module):
             size,
             strides=self.strides,
             padding=[(k // 2, k // 2) for k in size],
+            use_bias=self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=nn.initializers.he_normal(),
             name="conv",
         )(x)
-        norm = make_norm(self.norm, train, dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = make_norm(
+            self.norm,
+            train,
+            scale_init=self.scale_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         x = nn.leaky_relu(norm(x), self.negative_slope)
         return checkpoint_name(x, "block")
+
+
+def _spread(x: Array, strides: Sequence[int]) -> Array:
+    """Put zeros between the pixels of (b, *spatial, c), so that they lie `strides` apart."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, s - 1) for s in (1, *strides, 1)])
+
+
+def _check_groups(where: str, module: Conv | ConvTranspose, channels: int) -> int:
+    groups = module.feature_group_count
+    if groups < 1 or channels % groups or module.features % groups:
+        raise ConfigError(
+            where,
+            f"feature_group_count={groups} for {channels} channels in and {module.features} out",
+            "a number of groups that divides both",
+            "Change the groups or the features",
+            f"feature_group_count={math.gcd(channels, module.features)}",
+        )
+    return groups
 
 
 def _bias(module: Conv | ConvTranspose, features: int) -> Array | None:

@@ -18,6 +18,8 @@ def make_norm(
     train: bool = False,
     *,
     num_groups: int = 8,
+    affine: bool = True,
+    scale_init: Callable = nn.initializers.ones,
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
 ) -> Callable:
@@ -38,13 +40,21 @@ def make_norm(
       name: one of the above.
       train: whether batch statistics are those of this batch.
       num_groups: of group normalisation; must divide the channels.
+      affine: multiply by a learned scale and add a learned bias, each (c,).
+      scale_init: initialiser of the scale.
       dtype: of the output.
       param_dtype: of scale and bias.
 
     Raises:
       ConfigError: no normalisation of that name, or groups that do not divide the channels.
     """
-    kind = {"dtype": dtype, "param_dtype": param_dtype}
+    kind = {
+        "use_scale": affine,
+        "use_bias": affine,
+        "scale_init": scale_init,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
     if name is None:
         return lambda x: x
     if name == "batch":

@@ -60,6 +60,22 @@ def test_conv_transpose_is_the_kernel_and_a_bias(with_parameters):
     np.testing.assert_array_equal(module.apply(variables, x), y)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 0), (2, 1))])
+def test_conv_transpose_in_groups_is_one_per_group(padding, with_parameters):
+    x = normal(2, 3, 4, 4)
+    options = {"strides": (2, 3), "padding": padding}
+    module = ConvTranspose(6, 3, feature_group_count=2, **options)
+    variables = with_parameters(module, x)
+    w, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    assert w.shape == (3, 3, 2, 6)
+    parts = [
+        kernels.conv_transpose(x[..., i : i + 2], w[..., j : j + 3], **options)
+        for i, j in ((0, 0), (2, 3))
+    ]
+    expected = jnp.concatenate(parts, axis=-1) + bias
+    np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "make", [partial(Conv, 4, 3), partial(ConvTranspose, 4, 2, strides=2), partial(ConvBlock, 4)]
 )
@@ -107,6 +123,19 @@ def test_the_block_without_a_norm_and_its_tag(with_parameters):
     assert "name=block" in str(jax.make_jaxpr(module.apply)(variables, x))
 
 
+def test_a_linear_block_that_begins_as_nothing():
+    x = normal(1, 4, 4, 2)
+    zeros = nn.initializers.zeros_init()
+    module = ConvBlock(3, use_bias=False, scale_init=zeros, negative_slope=1.0)
+    y, variables = jax.jit(module.init_with_output)(jax.random.key(0), x)
+    assert list(variables["params"]["conv"]) == ["kernel"]
+    np.testing.assert_array_equal(y, jnp.zeros((1, 4, 4, 3)))
+    norm = {"scale": jnp.ones(3), "bias": jnp.zeros(3)}
+    y = module.apply({"params": {**variables["params"], "norm": norm}}, x)
+    mean = jnp.asarray(y).mean((1, 2))
+    np.testing.assert_allclose(mean, jnp.zeros((1, 3)), atol=1e-5)  # negatives are kept
+
+
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
@@ -117,6 +146,7 @@ def test_the_block_without_a_norm_and_its_tag(with_parameters):
             ConfigError,
             r"feature_group_count=4 for 2 channels in and 4 out.*mean feature_group_count=2\?",
         ),
+        (ConvTranspose(3, 3, feature_group_count=2), ConfigError, r"^ConvTranspose.*divides both"),
         (Conv(3, 3, feature_group_count=2), ConfigError, "Did you mean feature_group_count=1"),
         (Conv(3, 3, feature_group_count=0), ConfigError, "a number of groups that divides both"),
         (ConvBlock(3, (3, 2)), ConfigError, r"odd numbers.*Did you mean kernel_size=\(3, 3\)\?"),

@@ -18,11 +18,13 @@ class Layer(nn.Module):
 
     norm: str | None
     num_groups: int = 2
+    affine: bool = True
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x, train=False):
-        return make_norm(self.norm, train, num_groups=self.num_groups, dtype=self.dtype)(x)
+        options = {"num_groups": self.num_groups, "affine": self.affine, "dtype": self.dtype}
+        return make_norm(self.norm, train, **options)(x)
 
 
 X = np.random.default_rng(0).normal(3, 2, (2, 3, 4, 5, 6))
@@ -70,6 +72,14 @@ def test_batch_statistics_are_of_the_batch_and_are_remembered(with_parameters):
     y = module.apply(variables, x)
     expected = (X - 1) / np.sqrt(4 + 1e-5) * scale + bias
     np.testing.assert_allclose(y, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_without_scale_and_bias(name):
+    x, module = jnp.asarray(X, jnp.float32), Layer(name, affine=False)
+    y, variables = jax.jit(module.init_with_output)(jax.random.key(0), x)
+    assert not jax.tree.leaves(variables)
+    np.testing.assert_allclose(y, EXPECTED[name], rtol=2e-5, atol=2e-5)
 
 
 def test_none_is_the_identity():
