@@ -23,7 +23,7 @@ def models(config: Models) -> None:
     """
     pattern = config.pattern
     from biojax.models import list_models
-    from biojax.models.registry import MODELS
+    from biojax.models.registry import MODELS, model_fields
 
     names = list_models(pattern)
     if not names:
@@ -36,11 +36,8 @@ def models(config: Models) -> None:
             nearest(pattern, known),
         )
     for name in names:
-        model = MODELS[name]
-        print(f"{name}: {(model.__doc__ or '').splitlines()[0]}")
-        for field in dataclasses.fields(model):
-            if field.name in ("parent", "name"):
-                continue
-            required = field.default is dataclasses.MISSING
-            default = "required" if required else getattr(field.default, "__name__", field.default)
-            print(f"    {field.name:16}{default}")
+        print(f"{name}: {(MODELS[name].__doc__ or '').splitlines()[0]}")
+        for field, default in model_fields(name).items():
+            if default is dataclasses.MISSING:
+                default = "required"
+            print(f"    {field:18}{getattr(default, '__name__', default)}")

@@ -2,17 +2,26 @@
 
 from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
+from biojax.models.mednext import MedNeXt, upkern
 from biojax.models.registry import count_parameters, create_model, list_models
+from biojax.models.resenc_unet import ResEncUNet
+from biojax.models.residual_unet import ResidualUNet
+from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.unet import UNet
 
 __all__ = [
     "AttentionClassifier",
     "CNNClassifier",
+    "MedNeXt",
     "RNNClassifier",
     "RNNEncoderDecoder",
+    "ResEncUNet",
+    "ResNet3D",
+    "ResidualUNet",
     "UNet",
     "count_parameters",
     "create_model",
     "list_models",
+    "upkern",
 ]

@@ -15,17 +15,47 @@ import jax.numpy as jnp
 from biojax.errors import ConfigError, nearest
 from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
+from biojax.models.mednext import MedNeXt
+from biojax.models.resenc_unet import ResEncUNet
+from biojax.models.residual_unet import ResidualUNet
+from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.unet import UNet
 
-__all__ = ["MODELS", "count_parameters", "create_model", "list_models"]
+__all__ = ["MODELS", "PRESETS", "count_parameters", "create_model", "list_models", "model_fields"]
 
 MODELS: dict[str, type[nn.Module]] = {
     "attention_classifier": AttentionClassifier,
     "cnn_classifier": CNNClassifier,
+    "mednext_b": MedNeXt,
+    "mednext_l": MedNeXt,
+    "mednext_m": MedNeXt,
+    "mednext_s": MedNeXt,
+    "resenc_unet_l": ResEncUNet,
+    "resenc_unet_m": ResEncUNet,
+    "resenc_unet_xl": ResEncUNet,
+    "residual_unet": ResidualUNet,
+    "resnet3d_18": ResNet3D,
+    "resnet3d_34": ResNet3D,
+    "resnet3d_50": ResNet3D,
     "rnn_classifier": RNNClassifier,
     "rnn_encoder_decoder": RNNEncoderDecoder,
     "unet": UNet,
+}
+
+# The fields in which a name differs from the defaults of its class.
+PRESETS: dict[str, dict[str, Any]] = {
+    "mednext_b": {"expansion_ratio": (2, 3, 4, 4, 4, 4, 4, 3, 2)},
+    "mednext_l": {
+        "num_blocks": (3, 4, 8, 8, 8, 8, 8, 4, 3),
+        "expansion_ratio": (3, 4, 8, 8, 8, 8, 8, 4, 3),
+    },
+    "mednext_m": {
+        "num_blocks": (3, 4, 4, 4, 4, 4, 4, 4, 3),
+        "expansion_ratio": (2, 3, 4, 4, 4, 4, 4, 3, 2),
+    },
+    "resnet3d_34": {"num_blocks": (3, 4, 6, 3)},
+    "resnet3d_50": {"num_blocks": (3, 4, 6, 3), "bottleneck": True},
 }
 
 
@@ -85,7 +115,18 @@ def create_model(name: str, /, **fields) -> nn.Module:
     values = {field: _frozen(value) for field, value in fields.items()}
     for field, value in values.items():
         _check(f"create_model({name!r})", known[field], value)
-    return model(**values)
+    return model(**{**PRESETS.get(name, {}), **values})
+
+
+def model_fields(name: str) -> dict[str, Any]:
+    """The fields of a model and what they are by default: `dataclasses.MISSING` where required.
+
+    Args:
+      name: one of `list_models()`.
+    """
+    fields = {f.name: f.default for f in dataclasses.fields(MODELS[name])}
+    fields |= PRESETS.get(name, {})
+    return {field: default for field, default in fields.items() if field not in ("parent", "name")}
 
 
 def count_parameters(model: nn.Module, shape: tuple[int, ...]) -> int:

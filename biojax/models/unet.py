@@ -5,12 +5,10 @@ plain variant of Isensee et al., "nnU-Net", Nature Methods 18, 2021, which the d
 strided convolutions go down, transposed ones whose kernel is their stride go up, two blocks of
 convolution, instance normalisation and leaky ReLU at each of six stages.
 
-| variant | 1 -> 2 | 1 -> 14 |
+| six stages, 3-D | 1 -> 2 | 1 -> 14 |
 | --- | --- | --- |
-| six stages, 3-D, without the heads of deep supervision | 31,194,050 | 31,194,446 |
-
-nnU-Net publishes 31,195,594 and 31,205,254: there, four more 1x1 heads (1,544 and 10,808
-parameters), used in training only, lie at the lower stages of the decoder.
+| with the heads of deep supervision, as nnU-Net publishes it | 31,195,594 | 31,205,254 |
+| without | 31,194,050 | 31,194,446 |
 """
 
 import math
@@ -39,6 +37,7 @@ class UNet(nn.Module):
       kernel_size: odd; of every block.
       num_convs: blocks in each stage.
       norm: "instance", "layer", "group", "batch" or None; see `biojax.modules.make_norm`.
+      deep_supervision: give every stage of the decoder a 1x1 head, whose logits are trained too.
       dtype: of the computation; logits are float32 at least.
       param_dtype: of the parameters.
     """
@@ -50,8 +49,11 @@ class UNet(nn.Module):
     kernel_size: IntOrTuple = 3
     num_convs: int = 2
     norm: str | None = "instance"
+    deep_supervision: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+
+    _where = "unet"
 
     @property
     def stage_strides(self) -> list[tuple[int, ...]]:
@@ -59,15 +61,15 @@ class UNet(nn.Module):
         strides = self.strides or (1, *[2] * (len(self.features) - 1))
         if len(strides) != len(self.features):
             raise ConfigError(
-                "unet",
+                self._where,
                 f"{len(strides)} strides for {len(self.features)} stages",
                 "one stride for each entry of features, the first of them 1",
                 "Change strides or features",
             )
-        strides = [per_axis("unet", "strides", s, self.spatial_dims) for s in strides]
+        strides = [per_axis(self._where, "strides", s, self.spatial_dims) for s in strides]
         if max(strides[0]) > 1:
             raise ConfigError(
-                "unet",
+                self._where,
                 f"strides that begin with {strides[0]}",
                 "a first stage at full resolution, which the logits have",
                 "Begin with 1",
@@ -80,31 +82,37 @@ class UNet(nn.Module):
         return tuple(math.prod(axis) for axis in zip(*self.stage_strides, strict=True))
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """(b, *spatial, c) to (b, *spatial, out_channels)."""
-        check_image("unet", x, self.spatial_dims, self.stride)
-        strides = self.stage_strides
-        skips = []
-        for i, (features, stride) in enumerate(zip(self.features, strides, strict=True)):
-            x = self._stage(x, features, stride, f"encoder{i}", train)
-            skips.append(x)
+    def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
+        """(b, *spatial, c) to (b, *spatial, out_channels).
+
+        While training with deep supervision: a tuple of such logits, from full resolution down.
+        """
+        check_image(self._where, x, self.spatial_dims, self.stride)
+        strides, kind = self.stage_strides, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        skips = self._encode(x, train)
+        x, logits = skips[-1], []
         for i in reversed(range(len(skips) - 1)):
             up = strides[i + 1]
+            init = nn.initializers.he_normal()
             x = ConvTranspose(
-                self.features[i],
-                up,
-                strides=up,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.he_normal(),
-                name=f"up{i}",
+                self.features[i], up, strides=up, kernel_init=init, name=f"up{i}", **kind
             )(x)
             x = jnp.concatenate([x, skips[i]], axis=-1)
             x = self._stage(x, self.features[i], 1, f"decoder{i}", train)
-        head = Conv(
-            self.out_channels, 1, dtype=self.dtype, param_dtype=self.param_dtype, name="head"
-        )
-        return head(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+            # Every head owns parameters from the start, whichever way the model is first called.
+            if i and self.deep_supervision and (train or self.is_initializing()):
+                logits.append(Conv(self.out_channels, 1, name=f"head{i}", **kind)(x))
+        logits.append(Conv(self.out_channels, 1, name="head", **kind)(x))
+        logits = tuple(y.astype(jnp.promote_types(y.dtype, jnp.float32)) for y in reversed(logits))
+        return logits if train and self.deep_supervision else logits[0]
+
+    def _encode(self, x: Array, train: bool) -> list[Array]:
+        """The output of every stage on the way down."""
+        skips = []
+        for i, stride in enumerate(self.stage_strides):
+            x = self._stage(x, self.features[i], stride, f"encoder{i}", train)
+            skips.append(x)
+        return skips
 
     def _stage(self, x: Array, features: int, stride: IntOrTuple, name: str, train: bool) -> Array:
         for j in range(self.num_convs):

@@ -121,7 +121,7 @@ def test_models_lists_fields(capsys):
     assert main(["models", "--pattern", "unet"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("unet: ")
-    assert "out_channels    required" in out
+    assert "out_channels      required" in out
 
 
 def test_info_names_versions_and_devices(capsys):

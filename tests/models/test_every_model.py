@@ -8,29 +8,43 @@ import numpy as np
 import pytest
 
 from biojax.errors import ShapeError
-from biojax.models import create_model, list_models
+from biojax.models import create_model, registry
 
 # Small fields, and for each number of spatial axes an image and the shape of the output.
 MODELS = {
     "attention_classifier": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2},
     "cnn_classifier": {"num_classes": 3, "features": (2, 4), "dense": 4},
+    "mednext_s": {
+        "out_channels": 3,
+        "features": 2,
+        "num_blocks": (1,) * 5,
+        "expansion_ratio": (2, 2, 3, 2, 2),
+    },
+    "resenc_unet_l": {"out_channels": 3, "features": (2, 3, 4), "num_blocks": (1, 1, 2)},
+    "residual_unet": {"out_channels": 3, "features": (2, 3, 4)},
+    "resnet3d_18": {"num_classes": 3, "features": (2, 3), "num_blocks": (1, 2)},
+    "resnet3d_50": {"num_classes": 3, "features": (2, 3), "num_blocks": (1, 1)},
     "rnn_classifier": {"num_classes": 3, "features": 4, "num_layers": 2},
     "rnn_encoder_decoder": {"num_classes": 3, "features": 4, "num_layers": 2},
     "unet": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1},
 }
 IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
+DENSE = [name for name, fields in MODELS.items() if "out_channels" in fields]
+PATCHED = ["attention_classifier", "rnn_classifier", "rnn_encoder_decoder"]
 CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in (1, 2, 3)]
 
 
 def make(name: str, dims: int, **fields):
-    patch = {} if dims == 1 or name in ("unet", "cnn_classifier") else {"patch_size": 4}
+    patch = {"patch_size": 4} if dims > 1 and name in PATCHED else {}
     return create_model(name, spatial_dims=dims, **{**MODELS[name], **patch, **fields})
 
 
 def output_shape(name: str, dims: int) -> tuple[int, ...]:
     b, *spatial, _ = IMAGE[dims]
     steps = math.prod(n // 4 for n in spatial) if dims > 1 else spatial[0]
-    return {"unet": (b, *spatial, 3), "rnn_encoder_decoder": (b, steps, 3)}.get(name, (b, 3))
+    if name in DENSE:
+        return (b, *spatial, 3)
+    return (b, steps, 3) if name == "rnn_encoder_decoder" else (b, 3)
 
 
 def shapes(model, dims: int, dtype=jnp.float32, **options):
@@ -40,8 +54,8 @@ def shapes(model, dims: int, dtype=jnp.float32, **options):
     return jax.eval_shape(run, jax.random.key(0), x)
 
 
-def test_every_model_is_here():
-    assert list(MODELS) == list_models()
+def test_every_class_is_here():
+    assert {registry.MODELS[name] for name in MODELS} == set(registry.MODELS.values())
 
 
 @pytest.mark.parametrize(("name", "dims"), CASES)
@@ -83,12 +97,22 @@ def test_the_computation_is_in_bfloat16(name):
     assert operands == {"bfloat16"}
 
 
-@pytest.mark.parametrize(("name", "dims"), [(name, 3 if name == "unet" else 2) for name in MODELS])
-def test_gradients_reach_every_parameter(name, dims, with_parameters, quick_jit):
-    extra = {"norm": "layer", "features": (2, 3)} if name == "unet" else {}
+# Instance and batch normalisation take away the constants that a bias before them adds.
+GRADIENTS = {
+    "unet": (3, {"norm": "layer", "features": (2, 3)}),
+    "resenc_unet_l": (3, {"norm": "layer", "features": (4, 6), "num_blocks": (1, 1)}),
+    "residual_unet": (3, {"norm": "layer", "features": (4, 6)}),
+    "resnet3d_18": (2, {"norm": "layer", "features": (4, 6)}),
+    "resnet3d_50": (2, {"norm": "layer", "features": (4, 6)}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_reach_every_parameter(name, with_parameters, quick_jit):
+    dims, extra = GRADIENTS.get(name, (2, {}))
     model = make(name, dims, **extra)
     x = np.random.default_rng(0).standard_normal(IMAGE[dims]).astype(np.float32)
-    x = x[:, :4, :4, :2] if name == "unet" else x
+    x = x[:, :4, :4, :2] if dims == 3 else x
     variables = with_parameters(model, x)
 
     def scalar(params):
@@ -99,13 +123,30 @@ def test_gradients_reach_every_parameter(name, dims, with_parameters, quick_jit)
     assert np.isfinite(y).all()
     assert not np.allclose(y[0], y[1])
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
-        assert np.abs(leaf).max() > 1e-6, jax.tree_util.keystr(path)
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), where
+        assert np.abs(leaf).max() > 1e-6 or "['depthwise']['bias']" in where, where
 
 
 INTERMEDIATES = {
     "attention_classifier": {"tokens0": (2, 12, 4), "tokens1": (2, 12, 4)},
     "cnn_classifier": {"stage0": (2, 5, 7, 2), "stage1": (2, 1, 2, 4)},
+    "mednext_s": {
+        "encoder0": (2, 12, 16, 2),
+        "encoder1": (2, 6, 8, 4),
+        "bottleneck": (2, 3, 4, 8),
+        "decoder1": (2, 6, 8, 4),
+        "decoder0": (2, 12, 16, 2),
+    },
+    "residual_unet": {
+        "encoder0_output": (2, 6, 8, 2),
+        "encoder1_output": (2, 3, 4, 3),
+        "encoder2_output": (2, 3, 4, 4),
+        "decoder1_output": (2, 6, 8, 2),
+        "decoder0_output": (2, 12, 16, 3),
+    },
+    "resnet3d_18": {"stage0": (2, 6, 8, 2), "stage1": (2, 3, 4, 3)},
+    "resnet3d_50": {"stage0": (2, 6, 8, 8), "stage1": (2, 3, 4, 12)},
     "rnn_classifier": {"states0": (2, 12, 4), "states1": (2, 12, 4)},
     "rnn_encoder_decoder": {"context": (2, 4)},
     "unet": {
@@ -118,6 +159,9 @@ INTERMEDIATES = {
 }
 
 
+INTERMEDIATES["resenc_unet_l"] = INTERMEDIATES["unet"]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_intermediates_by_name(name):
     model = make(name, 2)
@@ -125,8 +169,8 @@ def test_intermediates_by_name(name):
 
     def run(key, x):
         variables = model.init(key, x)
-        params = {"params": variables["params"]}
-        return model.apply(params, x, mutable=["intermediates"])[1]["intermediates"]
+        variables = {k: v for k, v in variables.items() if k != "intermediates"}
+        return model.apply(variables, x, mutable=["intermediates"])[1]["intermediates"]
 
     sown = jax.eval_shape(run, jax.random.key(0), x)
     assert {n: value[0].shape for n, value in sown.items()} == INTERMEDIATES[name]
@@ -139,11 +183,43 @@ def test_the_wrong_rank_is_refused(name, dims):
         expected = f"(b, {', '.join('dhw'[-dims:])}, c)"
         with pytest.raises(ShapeError, match="with spatial_dims=") as caught:
             make(name, dims).init(jax.random.key(0), jnp.ones(shape))
-        assert caught.value.where == name
+        assert name.startswith(caught.value.where)
         assert caught.value.expected == expected
 
 
-@pytest.mark.parametrize("name", ["attention_classifier", "rnn_classifier", "rnn_encoder_decoder"])
+@pytest.mark.parametrize("name", DENSE)
+def test_sizes_that_the_stride_does_not_divide_are_refused(name):
+    model = make(name, 2)
+    assert model.stride == (4, 4)
+    with pytest.raises(ShapeError, match=r"image of \(12, 14\).*Did you mean \(12, 16\)\?"):
+        model.init(jax.random.key(0), jnp.ones((1, 12, 14, 2)))
+
+
+@pytest.mark.parametrize("name", ["mednext_s", "resenc_unet_l", "unet"])
+def test_deep_supervision(name, with_parameters, quick_jit):
+    x = np.random.default_rng(0).standard_normal(IMAGE[2]).astype(np.float32)
+    model = make(name, 2, deep_supervision=True)
+    (full, *lower), variables = shapes(model, 2, train=True)
+    assert full.shape == (2, 12, 16, 3)
+    expected = {"mednext_s": [(2, 6, 8, 3), (2, 3, 4, 3)]}.get(name, [(2, 6, 8, 3)])
+    assert [y.shape for y in lower] == expected
+    # The parameters are there whichever way the model is initialised.
+    y, others = shapes(model, 2, train=False)
+    assert y.shape == full.shape
+    assert jax.tree.map(jnp.shape, variables["params"]) == jax.tree.map(jnp.shape, others["params"])
+    # In inference the heads change nothing; without them there are no others.
+    variables = with_parameters(model, x)
+    heads = {k for k in variables["params"] if k.startswith("head")}
+    without = {k: v for k, v in variables["params"].items() if k == "head" or k not in heads}
+    assert len(heads) == 1 + len(lower)
+    run = quick_jit(lambda params: make(name, 2).apply({"params": params}, x))
+    y = quick_jit(model.apply)(variables, x)
+    np.testing.assert_allclose(y, run(without), rtol=1e-5, atol=1e-5)
+    full, *_ = quick_jit(lambda v: model.apply(v, x, train=True))(variables)
+    np.testing.assert_allclose(full, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PATCHED)
 def test_patches_that_do_not_divide_are_refused(name):
     with pytest.raises(ShapeError, match=r"image of \(12, 15\).*Did you mean \(12, 16\)\?"):
         make(name, 2).init(jax.random.key(0), jnp.ones((1, 12, 15, 2)))

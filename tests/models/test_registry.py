@@ -13,6 +13,17 @@ from biojax.models import count_parameters, create_model, list_models
 REQUIRED = {
     "attention_classifier": {"num_classes": 3},
     "cnn_classifier": {},
+    "mednext_b": {"out_channels": 2},
+    "mednext_l": {"out_channels": 2},
+    "mednext_m": {"out_channels": 2},
+    "mednext_s": {"out_channels": 2},
+    "resenc_unet_l": {"out_channels": 2},
+    "resenc_unet_m": {"out_channels": 2},
+    "resenc_unet_xl": {"out_channels": 2},
+    "residual_unet": {"out_channels": 2},
+    "resnet3d_18": {"num_classes": 2},
+    "resnet3d_34": {"num_classes": 2},
+    "resnet3d_50": {"num_classes": 2},
     "rnn_classifier": {"num_classes": 3},
     "rnn_encoder_decoder": {"num_classes": 3},
     "unet": {"out_channels": 3},
@@ -27,7 +38,8 @@ def test_list_models():
         "rnn_classifier",
     ]
     assert list_models("???_classifier") == ["cnn_classifier", "rnn_classifier"]
-    assert list_models("resnet*") == []
+    assert list_models("resnet3d_?0") == ["resnet3d_50"]
+    assert list_models("vit*") == []
 
 
 def test_names_are_those_of_the_classes():
@@ -35,6 +47,10 @@ def test_names_are_those_of_the_classes():
     assert classes == {
         "attention_classifier": models.AttentionClassifier,
         "cnn_classifier": models.CNNClassifier,
+        **dict.fromkeys((f"mednext_{size}" for size in "sbml"), models.MedNeXt),
+        **dict.fromkeys((f"resenc_unet_{size}" for size in ("m", "l", "xl")), models.ResEncUNet),
+        "residual_unet": models.ResidualUNet,
+        **dict.fromkeys((f"resnet3d_{depth}" for depth in (18, 34, 50)), models.ResNet3D),
         "rnn_classifier": models.RNNClassifier,
         "rnn_encoder_decoder": models.RNNEncoderDecoder,
         "unet": models.UNet,
@@ -55,11 +71,53 @@ def test_count_of_the_classifier():
 )
 def test_count_of_the_unet(out_channels, without_heads, published):
     model = models.UNet(out_channels)
-    count = count_parameters(model, (1, 32, 32, 32, 1))
-    assert count == without_heads
+    assert count_parameters(model, (1, 32, 32, 32, 1)) == without_heads
     # nnU-Net counts a 1 x 1 head at each stage of the decoder below the first too.
-    heads = sum((features + 1) * out_channels for features in model.features[1:-1])
-    assert count + heads == published
+    model = create_model("unet", out_channels=out_channels, deep_supervision=True)
+    assert count_parameters(model, (1, 32, 32, 32, 1)) == published
+
+
+@pytest.mark.parametrize("size", ["m", "l", "xl"])
+def test_count_of_the_residual_encoder(size):
+    for out_channels, published in ((2, 102_349_770), (14, 102_359_430)):
+        fields = {"out_channels": out_channels, "deep_supervision": True}
+        model = create_model(f"resenc_unet_{size}", **fields)
+        assert count_parameters(model, (1, 32, 32, 32, 1)) == published
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_3", "kernel_5"),
+    [
+        ("s", 5_550_914, 5_980_546),
+        ("b", 10_526_306, 10_955_938),
+        ("m", 17_548_962, 18_260_834),
+        ("l", 61_779_266, 62_992_898),
+    ],
+)
+def test_count_of_mednext(size, kernel_3, kernel_5):
+    for kernel_size, published in ((3, kernel_3), (5, kernel_5)):
+        model = create_model(f"mednext_{size}", out_channels=2, kernel_size=kernel_size)
+        assert count_parameters(model, (1, 16, 16, 16, 1)) == published
+
+
+@pytest.mark.parametrize(("norm", "published"), [("instance", 4_806_481), ("batch", 4_808_917)])
+def test_count_of_the_residual_unet(norm, published):
+    model = create_model("residual_unet", out_channels=2, norm=norm)
+    assert count_parameters(model, (1, 16, 16, 16, 1)) == published
+
+
+@pytest.mark.parametrize(
+    ("depth", "one_to_2", "three_to_400"),
+    [
+        (18, 33_161_922, 33_410_000),
+        (34, 63_471_554, 63_719_632),
+        (50, 46_163_010, 47_022_416),
+    ],
+)
+def test_count_of_the_resnets(depth, one_to_2, three_to_400):
+    for channels, classes, published in ((1, 2, one_to_2), (3, 400, three_to_400)):
+        model = create_model(f"resnet3d_{depth}", num_classes=classes)
+        assert count_parameters(model, (1, 16, 16, 16, channels)) == published
 
 
 def test_count_of_the_sequence_models():
@@ -91,7 +149,12 @@ def fields_of(model) -> dict:
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_fields_survive_json(name):
+    small = {"features": (4, 8), "num_blocks": (1, 2)}
     extra = {
+        **{f"mednext_{size}": {"kernel_size": 5, "num_blocks": (1,) * 9} for size in "sbml"},
+        **{f"resenc_unet_{size}": small for size in ("m", "l", "xl")},
+        **{f"resnet3d_{depth}": small for depth in (18, 34, 50)},
+        "residual_unet": {"features": (4, 8), "strides": ((1, 2, 2),)},
         "unet": {"features": (4, 8), "strides": (1, (1, 2, 2)), "kernel_size": (1, 3, 3)},
         "cnn_classifier": {"features": (4, 8)},
     }.get(name, {"patch_size": (2, 3), "spatial_dims": 2})
