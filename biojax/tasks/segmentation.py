@@ -1,7 +1,7 @@
 """Segmentation: a class for every voxel."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from biojax.losses import dice_cross_entropy
 from biojax.tasks.task import apply_model, init_variables
 from biojax.typing import Array, ArrayLike, Key
 
-__all__ = ["Segmentation"]
+__all__ = ["Segmentation", "deep_supervision_loss"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,9 @@ class Segmentation:
     A batch has `image` (b, *spatial, channels) and `label` (b, *spatial), whole numbers from 0 to
     c - 1. Calling the task gives `(loss, (metrics, batch_stats))`, see `Task`; the metric is
     `accuracy`, the share of voxels that are right, without those whose label is no class.
+
+    A model with deep supervision, which gives logits of several resolutions while training, is
+    trained by `deep_supervision_loss`; the accuracy is that of full resolution.
 
     Attributes:
       model: maps images to logits (b, *spatial, c), c at least 2.
@@ -49,7 +52,11 @@ class Segmentation:
             self.model, variables, batch["image"], key=key, train=train
         )
         labels = jnp.asarray(batch["label"])
-        loss = self.loss(logits, labels)
+        if isinstance(logits, tuple):
+            loss = deep_supervision_loss(self.loss, logits, labels)
+            logits = logits[0]
+        else:
+            loss = self.loss(logits, labels)
         counted = (labels >= 0) & (labels < logits.shape[-1])
         right = counted & (logits.argmax(-1) == labels)
         voxels = tuple(range(1, labels.ndim))
@@ -85,6 +92,43 @@ class Segmentation:
         per_class = [_mean(column) for column in np.transpose(rows)]
         names = [f"dice_{i}" for i in range(1, len(per_class) + 1)]
         return {"dice": _mean(per_class), **dict(zip(names, per_class, strict=True))}
+
+
+def deep_supervision_loss(
+    loss: Callable[[Array, ArrayLike], Array], logits: Sequence[Array], labels: ArrayLike
+) -> Array:
+    """The loss at every resolution of a decoder, the higher the weightier.
+
+    L = sum_i w_i loss(logits_i, labels_i),   w_i proportional to 1, 1/2, 1/4, ..., 0
+
+    The weights sum to 1, and the lowest resolution has none, unless it is the only one. Labels are
+    brought to each resolution by taking the nearest voxel, that of the centre; where two are as
+    near, the farther along the axis.
+
+    Args:
+      loss: a function of (logits, labels).
+      logits: (b, *spatial, c) at each resolution, the full one first.
+      labels: of full resolution, sparse (b, *spatial) or dense (b, *spatial, c).
+
+    Source: Isensee et al., "nnU-Net", Nature Methods 18, 2021, online methods; weights and labels
+    as in its code, https://github.com/MIC-DKFZ/nnUNet.
+
+    >>> logits = [jnp.zeros((1, n, 2)) for n in (8, 4, 2)]
+    >>> deep_supervision_loss(lambda y, labels: labels.size, logits, jnp.zeros((1, 8), int))
+    6.666...
+    """
+    weights = [0.5**i for i in range(len(logits))]
+    if len(weights) > 1:
+        weights[-1] = 0.0
+    labels = jnp.asarray(labels)
+    # Full resolution comes first, where the loss says what is wrong with the labels.
+    total = weights[0] / sum(weights) * loss(logits[0], labels)
+    for weight, y in zip(weights[1:-1], logits[1:-1], strict=True):
+        spatial = (labels.shape[0], *y.shape[1:-1])
+        shape = spatial + labels.shape[len(spatial) :]
+        here = jax.image.resize(labels, shape, "nearest")
+        total += weight / sum(weights) * loss(y, here)
+    return total
 
 
 def _mean(values: Any) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from biojax.typing import Array, ArrayLike, Key
@@ -50,11 +51,12 @@ def init_variables(model: nn.Module, key: Key, image: Any) -> dict[str, Any]:
 
 def apply_model(
     model: nn.Module, variables: Mapping[str, Any], image: ArrayLike, *, key: Key, train: bool
-) -> tuple[Array, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """Apply a model to images (b, *spatial, c); `key` is for dropout.
 
     Returns:
-      logits in float32, and `batch_stats`: moved on if `train`, and {} if the model has none.
+      logits in float32, of several resolutions where a model with deep supervision trains; and
+      `batch_stats`: moved on if `train`, and {} if the model has none.
     """
     if not train:
         logits = model.apply(variables, image, train=False)
@@ -65,5 +67,5 @@ def apply_model(
     return _float32(logits), dict(updated).get("batch_stats", {})
 
 
-def _float32(logits: Any) -> Array:
-    return jnp.asarray(logits, jnp.float32)
+def _float32(logits: Any) -> Any:
+    return jax.tree.map(lambda y: jnp.asarray(y, jnp.float32), logits)
