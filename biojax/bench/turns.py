@@ -29,12 +29,13 @@ def take_turns(
 ) -> dict[str, tuple[float, ...]]:
     """Let every contender run in every round.
 
-    Each runs twice beforehand, for compilation and caches. A turn is several runs, as many as fit
-    into `turn` seconds, at most 20, and counts with their median. The order is reversed in every
+    A turn is several runs, as many as fit into `turn` seconds, at most 20, and counts with their
+    median. The order is reversed in every
     second round, so that nobody always follows the same one.
 
     Args:
-      contenders: functions that return when their work is done.
+      contenders: functions that return when their work is done. Each should have run before,
+        since nothing is left out here as compilation.
       budget: seconds after which no further round begins.
       at_least: rounds that are run whatever they take.
       at_most: rounds.
@@ -45,9 +46,6 @@ def take_turns(
     Returns:
       For each contender, the seconds of each round.
     """
-    for run in contenders.values():
-        run()
-        run()
     rounds: dict[str, list[float]] = {name: [] for name in contenders}
     start = time.perf_counter()
     for i in range(at_most):
