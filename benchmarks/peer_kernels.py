@@ -174,7 +174,7 @@ def _torch_pool(name, more, torch, options, x):
     return functools.partial(function, x, window, **where, **more), [x]
 
 
-def _torch_cell(name, torch, options, x, w_x, w_h, bias, *states: Any):
+def _torch_cell(name, torch, options, x, w_x, w_h, bias, *states):
     cell = getattr(torch.nn, name)(x.shape[-1], w_h.shape[1], batch_first=True)
     cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0 = map(
         torch.nn.Parameter, (w_x, w_h, bias)
@@ -182,7 +182,7 @@ def _torch_cell(name, torch, options, x, w_x, w_h, bias, *states: Any):
     torch.nn.init.zeros_(cell.bias_hh_l0)
 
     def run():
-        h, last = cell(x, states if len(states) > 1 else states[0])
+        h, last = cell(x, states if name == "LSTM" else states[0])
         return (h, *last) if isinstance(last, tuple) else (h, last)
 
     return run, [x, cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, *states]

@@ -1,8 +1,7 @@
 """The harness: how long, how much memory, and how near to what the machine can do."""
 
 from biojax.bench.case import Case, Work
-from biojax.bench.ceilings import Ceilings, ceilings
-from biojax.bench.compare import Change, compare
+from biojax.bench.changes import Change, compare
 from biojax.bench.record import Record, read_records, write_records
 from biojax.bench.report import (
     describe,
@@ -12,7 +11,8 @@ from biojax.bench.report import (
     table_of_changes,
     write_text,
 )
-from biojax.bench.run import SUITES, measure, run, select_cases
+from biojax.bench.roofline import Ceilings, ceilings
+from biojax.bench.suites import SUITES, measure, run, select_cases
 from biojax.bench.timing import Timing, time_calls, time_compiled
 from biojax.bench.turns import Ratio, geometric_mean, ratio, take_turns
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from biojax.bench.compare import Change
+from biojax.bench.changes import Change
 from biojax.bench.record import Record
 from biojax.errors import require
 from biojax.io.atomic import replacing
@@ -200,6 +200,7 @@ def _scatter(panel: Any, records: Iterable[Record], point) -> None:
 
 def _save(figure: Any, panel: Any, path: Path) -> None:
     panel.grid(which="both", alpha=0.2)
-    figure.legend(fontsize="x-small", loc="outside right upper")
+    if panel.lines:
+        figure.legend(fontsize="x-small", loc="outside right upper")
     with replacing(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=120)

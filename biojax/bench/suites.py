@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from biojax.bench.case import Case
-from biojax.bench.ceilings import ceilings
 from biojax.bench.kernels import kernel_cases
 from biojax.bench.machine import describe_machine, process_peak_bytes
 from biojax.bench.models import model_cases
 from biojax.bench.record import Record
+from biojax.bench.roofline import ceilings
 from biojax.bench.volumes import volume_cases
 from biojax.errors import BiojaxError, ConfigError, UnsupportedError, nearest
 from biojax.kernels import Choice
