@@ -16,6 +16,7 @@ __all__ = [
     "__version__",
     "bench",
     "cli",
+    "convert",
     "data",
     "errors",
     "inference",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from biojax import (
         bench,
         cli,
+        convert,
         data,
         errors,
         inference,

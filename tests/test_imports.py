@@ -36,6 +36,7 @@ ROOMS = {
     "tasks": ("losses", "metrics"),
     "parallel": (),
     "training": ("parallel", "tasks", "io.atomic"),
+    "convert": ("io.atomic", "models"),
     "inference": ("io", "data", "metrics", "models", "parallel", "tasks", "training"),
 }
 ROOMS["bench"] = (
@@ -50,7 +51,16 @@ ROOMS["bench"] = (
 )
 ROOMS["cli"] = tuple(ROOMS)
 
-OPTIONAL = {"nibabel", "grain", "rich", "matplotlib", "tyro", "nilearn", "imagecodecs"}
+OPTIONAL = {
+    "nibabel",
+    "grain",
+    "rich",
+    "matplotlib",
+    "tyro",
+    "nilearn",
+    "imagecodecs",
+    "safetensors",
+}
 SLOW = {"orbax", "scipy", "tifffile"}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 from biojax.cli.bench import Bench, bench
+from biojax.cli.convert import Convert, convert
 from biojax.cli.evaluate import Evaluate, evaluate
 from biojax.cli.info import Info, info
 from biojax.cli.models import Models, models
@@ -20,6 +21,7 @@ _VERBS: dict[type, Callable[[Any], int | None]] = {
     Train: train,
     Predict: predict,
     Evaluate: evaluate,
+    Convert: convert,
     Info: info,
     Models: models,
     Bench: bench,
