@@ -40,8 +40,8 @@ def save_weights(
       overwrite: whether a file already there may be replaced.
 
     Raises:
-      CheckpointError: the variables are not those of the model.
-      ConfigError: no such model, or fields that JSON cannot hold.
+      CheckpointError: no such model, or variables that are not its own.
+      ConfigError: fields that JSON cannot hold.
       FileError: there is nowhere to write.
       DependencyError: safetensors is not installed.
     """
@@ -113,7 +113,7 @@ def _check(where: str, arrays: Mapping[str, np.ndarray], expected: Mapping[str, 
     wrong = {k: f"{k} of {got[k]}, not {need[k]}" for k in got.keys() & need.keys()}
     parts = {
         "unknown arrays": got.keys() - need.keys(),
-        "without": need.keys() - got.keys(),
+        "nothing for": need.keys() - got.keys(),
         "": [text for k, text in wrong.items() if got[k] != need[k]],
     }
     raise CheckpointError(
