@@ -10,9 +10,9 @@ Sources: Isensee et al., "nnU-Net revisited", MICCAI 2024; the residual block is
 The counts include the heads of deep supervision, as nnU-Net's do. M, L and XL are one rule for
 three budgets of memory (8, 24 and 40 GB), not three sets of layers: nnU-Net's planner enlarges the
 patch and the batch until the budget is used, and takes as many stages as the patch can be halved.
-For large isotropic images that is a patch of about 128, 192 and 224 voxels along each axis, all of
-six stages, which the three names give. Plans with another number of stages, such as seven for 256
-voxels, are had by `features`, `strides` and `num_blocks`.
+For large isotropic images that is a patch of 128 x 128 x 128, 192 x 192 x 192 and 256 x 224 x 224
+voxels, all of six stages, which the three names give. Plans of other images are had by `features`,
+`strides`, `kernel_size` and `num_blocks`.
 """
 
 from collections.abc import Sequence
@@ -56,13 +56,14 @@ class ResEncUNet(UNet):
                 "Change num_blocks or features",
             )
         kind = {"norm": self.norm, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = ConvBlock(self.features[0], self.kernel_size, name="stem", **kind)(x, train)
+        kernels = self.stage_kernels
+        x = ConvBlock(self.features[0], kernels[0], name="stem", **kind)(x, train)
         skips = []
         for i, stride in enumerate(self.stage_strides):
             for j in range(self.num_blocks[i]):
                 x = ResidualBlock(
                     self.features[i],
-                    self.kernel_size,
+                    kernels[i],
                     strides=stride if j == 0 else 1,
                     name=f"encoder{i}_block{j}",
                     **kind,

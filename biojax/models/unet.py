@@ -13,6 +13,7 @@ convolution, instance normalisation and leaky ReLU at each of six stages.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ class UNet(nn.Module):
       spatial_dims: 1, 2 or 3.
       features: channels of each stage, the first at full resolution.
       strides: of each stage, one number or one per axis; 1 then 2s if None.
-      kernel_size: odd; of every block.
+      kernel_size: odd; of every block, or a tuple of one per axis for each stage.
       num_convs: blocks in each stage.
       norm: "instance", "layer", "group", "batch" or None; see `biojax.modules.make_norm`.
       deep_supervision: give every stage of the decoder a 1x1 head, whose logits are trained too.
@@ -46,7 +47,7 @@ class UNet(nn.Module):
     spatial_dims: int = 3
     features: Sequence[int] = (32, 64, 128, 256, 320, 320)
     strides: Sequence[IntOrTuple] | None = None
-    kernel_size: IntOrTuple = 3
+    kernel_size: IntOrTuple | Sequence[Sequence[int]] = 3
     num_convs: int = 2
     norm: str | None = "instance"
     deep_supervision: bool = False
@@ -77,6 +78,21 @@ class UNet(nn.Module):
         return strides
 
     @property
+    def stage_kernels(self) -> list[tuple[int, ...]]:
+        """The size of the kernels in each stage along each axis."""
+        size, stages = self.kernel_size, len(self.features)
+        one = isinstance(size, int) or isinstance(size[0], int)
+        sizes: Any = [size] * stages if one else size
+        if len(sizes) != stages:
+            raise ConfigError(
+                self._where,
+                f"kernel_size for {len(sizes)} stages and features for {stages}",
+                "one size for all, or one for each stage",
+                "Change kernel_size or features",
+            )
+        return [per_axis(self._where, "kernel_size", k, self.spatial_dims) for k in sizes]
+
+    @property
     def stride(self) -> tuple[int, ...]:
         """What the input's size must be a multiple of, along each axis."""
         return tuple(math.prod(axis) for axis in zip(*self.stage_strides, strict=True))
@@ -98,7 +114,7 @@ class UNet(nn.Module):
                 self.features[i], up, strides=up, kernel_init=init, name=f"up{i}", **kind
             )(x)
             x = jnp.concatenate([x, skips[i]], axis=-1)
-            x = self._stage(x, self.features[i], 1, f"decoder{i}", train)
+            x = self._stage(x, i, 1, f"decoder{i}", train)
             # Every head owns parameters from the start, whichever way the model is first called.
             if i and self.deep_supervision and (train or self.is_initializing()):
                 logits.append(Conv(self.out_channels, 1, name=f"head{i}", **kind)(x))
@@ -110,15 +126,15 @@ class UNet(nn.Module):
         """The output of every stage on the way down."""
         skips = []
         for i, stride in enumerate(self.stage_strides):
-            x = self._stage(x, self.features[i], stride, f"encoder{i}", train)
+            x = self._stage(x, i, stride, f"encoder{i}", train)
             skips.append(x)
         return skips
 
-    def _stage(self, x: Array, features: int, stride: IntOrTuple, name: str, train: bool) -> Array:
+    def _stage(self, x: Array, i: int, stride: IntOrTuple, name: str, train: bool) -> Array:
         for j in range(self.num_convs):
             x = ConvBlock(
-                features,
-                self.kernel_size,
+                self.features[i],
+                self.stage_kernels[i],
                 strides=stride if j == 0 else 1,
                 norm=self.norm,
                 dtype=self.dtype,

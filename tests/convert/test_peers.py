@@ -78,11 +78,13 @@ def conv_of(spatial_dims: int) -> dict:
 @pytest.mark.parametrize("deep_supervision", [False, True])
 def test_unet(deep_supervision):
     features, strides = (4, 6, 8), (1, (1, 2, 2), 2)
+    kernels = ((1, 3, 3), (3, 3, 3), (3, 3, 3))  # as planned for thick slices
     net = dna.PlainConvUNet(
-        2, 3, features, kernel_sizes=3, strides=strides, n_conv_per_stage=2, num_classes=3,
+        2, 3, features, kernel_sizes=kernels, strides=strides, n_conv_per_stage=2, num_classes=3,
         n_conv_per_stage_decoder=2, deep_supervision=deep_supervision, **conv_of(3),
     )  # fmt: skip
-    model = UNet(3, features=features, strides=strides, deep_supervision=deep_supervision)
+    fields = {"kernel_size": kernels, "deep_supervision": deep_supervision}
+    model = UNet(3, features=features, strides=strides, **fields)
     compare(randomised(net), model, image(2, 8, 12, 16, 2), train=deep_supervision)
 
 
@@ -90,13 +92,14 @@ def test_unet(deep_supervision):
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 def test_resenc_unet(spatial_dims, deep_supervision):
     features, blocks = (4, 6, 6), (1, 2, 2)
+    kernels = ((1,) + (3,) * (spatial_dims - 1), (3,) * spatial_dims, (3,) * spatial_dims)
     net = dna.ResidualEncoderUNet(
-        1, 3, features, kernel_sizes=3, strides=(1, 2, 2), n_blocks_per_stage=blocks,
+        1, 3, features, kernel_sizes=kernels, strides=(1, 2, 2), n_blocks_per_stage=blocks,
         num_classes=2, n_conv_per_stage_decoder=1, deep_supervision=deep_supervision,
         **conv_of(spatial_dims),
     )  # fmt: skip
-    fields = {"features": features, "num_blocks": blocks, "deep_supervision": deep_supervision}
-    model = ResEncUNet(2, spatial_dims, **fields)
+    fields = {"kernel_size": kernels, "deep_supervision": deep_supervision}
+    model = ResEncUNet(2, spatial_dims, features, num_blocks=blocks, **fields)
     x = image(2, 8, 12, 8, 1)[:, : 8 if spatial_dims == 3 else 1]
     x = x if spatial_dims == 3 else x[:, 0]
     compare(randomised(net), model, x, train=deep_supervision)

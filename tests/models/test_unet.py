@@ -110,6 +110,12 @@ def test_stride(fields, stride):
         (SMALL(strides=(1, 2)), (1, 8, 8, 1), ConfigError, "2 strides for 3 stages"),
         (SMALL(strides=(1, 2, (2, 2, 2))), (1, 8, 8, 1), ShapeError, r"strides=\(2, 2, 2\)"),
         (SMALL(strides=(1, 2, 0)), (1, 8, 8, 1), ShapeError, "strides=0.*at least 1"),
+        (
+            SMALL(kernel_size=((1, 3), (3, 3))),
+            (1, 8, 8, 1),
+            ConfigError,
+            "kernel_size for 2 stages",
+        ),
         (SMALL(kernel_size=2), (1, 8, 8, 1), ConfigError, "Did you mean kernel_size=.3, 3."),
         (SMALL(norm="instanc"), (1, 8, 8, 1), ConfigError, "Did you mean 'instance'"),
         (SMALL(norm="group"), (1, 8, 8, 1), ConfigError, "num_groups=8 for 2 channels"),
@@ -118,6 +124,15 @@ def test_stride(fields, stride):
 def test_what_is_refused(model, shape, error, message):
     with pytest.raises(error, match=message):
         jax.eval_shape(model.init, jax.random.key(0), jnp.ones(shape))
+
+
+def test_a_size_of_kernels_for_each_stage():
+    model = SMALL(kernel_size=((1, 3), (3, 1), (3, 3)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))["params"]
+    found = {k: v["conv"]["kernel"].shape[:2] for k, v in shapes.items() if "block" in k}
+    first, second, third = (1, 3), (3, 1), (3, 3)
+    assert [found[f"encoder{i}_block0"] for i in range(3)] == [first, second, third]
+    assert [found[f"decoder{i}_block0"] for i in range(2)] == [first, second]
 
 
 def test_the_first_stage_keeps_the_resolution():
