@@ -1,6 +1,6 @@
 """Records for reading: Markdown tables and pictures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,17 +185,21 @@ def _figure() -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _scatter(panel: Any, records: Iterable[Record], point) -> None:
+def _scatter(panel: Any, records: Iterable[Record], point: Callable) -> None:
+    """A colour for each target, a marker for each mode, and a legend of both."""
+    colours = require("matplotlib", "train").colormaps["tab20"].colors
     records = list(records)
-    colours = {target: f"C{i}" for i, target in enumerate(dict.fromkeys(r.target for r in records))}
-    seen = set()
-    for record in records:
-        kind = (record.target, record.mode)
-        label = None if kind in seen else " ".join(kind)
-        seen.add(kind)
-        marker = _MARKERS.get(record.mode, "x")
-        x, y = point(record)
-        panel.plot(x, y, marker, color=colours[record.target], label=label, alpha=0.8)
+    targets = list(dict.fromkeys(record.target for record in records))
+    for i, target in enumerate(targets):
+        label = target
+        for record in records:
+            if record.target == target:
+                marker = _MARKERS.get(record.mode, "x")
+                look = {"color": colours[i % len(colours)], "alpha": 0.8, "label": label}
+                panel.plot(*point(record), marker, **look)
+                label = None
+    for mode in dict.fromkeys(record.mode for record in records):
+        panel.plot([], [], _MARKERS.get(mode, "x"), color="grey", label=mode)
 
 
 def _save(figure: Any, panel: Any, path: Path) -> None:
