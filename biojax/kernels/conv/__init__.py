@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv import matmul, planes, xla
+from biojax.kernels.conv import depthwise, matmul, planes, pointwise, winograd, xla
 from biojax.kernels.conv.geometry import (
     Geometry,
     Pads,
@@ -81,7 +81,14 @@ def conv(
             return "xla", "grouped"
         return "planes", "3-D on CPU, where 2-D convolutions are several times faster"
 
-    run = select("conv", {"xla": xla.conv, "planes": planes.conv}, implementation, rule)
+    implementations = {
+        "xla": xla.conv,
+        "planes": planes.conv,
+        "winograd": winograd.conv,
+        "depthwise": depthwise.conv,
+        "pointwise": pointwise.conv,
+    }
+    run = select("conv", implementations, implementation, rule)
     return run(x, w, Geometry(strides, pads, dilation, feature_group_count, precision))
 
 

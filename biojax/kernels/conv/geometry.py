@@ -13,6 +13,7 @@ __all__ = [
     "Geometry",
     "Pads",
     "conv_pads",
+    "cropped",
     "dilated",
     "out_size",
     "pad",
@@ -115,6 +116,17 @@ def pad(x: Array, pads: Pads, value: float = 0.0) -> Array:
     """Fill around the spatial axes of (b, *spatial, c); negative widths crop."""
     widths = [(0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0)]
     return lax.pad(x, np.asarray(value, x.dtype), widths)
+
+
+def cropped(x: Array, pads: Pads) -> tuple[Array, Pads]:
+    """Crop where pads are negative; the image and the pads that remain.
+
+    XLA's own convolution on CPU (jaxlib 0.10.2) answers wrongly for pads such as (-1, 1).
+    """
+    if min(width for pair in pads for width in pair) >= 0:
+        return x, pads
+    x = pad(x, tuple((min(before, 0), min(after, 0)) for before, after in pads))
+    return x, tuple((max(before, 0), max(after, 0)) for before, after in pads)
 
 
 def _explicit(where: str, padding: int | Sequence[tuple[int, int]], rank: int) -> Pads:

@@ -2,7 +2,7 @@
 
 from jax import lax
 
-from biojax.kernels.conv.geometry import Geometry
+from biojax.kernels.conv.geometry import Geometry, cropped
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -18,11 +18,12 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
 
 def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
     """The same before it is rounded to x's dtype, for sums of several."""
+    x, pads = cropped(x, geometry.pads)
     return lax.conv_general_dilated(
         x,
         w,
         window_strides=geometry.strides,
-        padding=geometry.pads,
+        padding=pads,
         rhs_dilation=geometry.dilation,
         dimension_numbers=LAYOUTS[x.ndim - 2],
         feature_group_count=geometry.groups,

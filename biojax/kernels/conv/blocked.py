@@ -1,0 +1,222 @@
+"""Convolution and its transpose by blocks: the frame that the methods for the CPU share.
+
+A method knows how one block of outputs comes from its window and how one block's part of the
+weights' gradient does. All else is here: the input's gradient of a convolution is a transposed
+convolution and the other way round, and every gradient runs by blocks as the output does, so no
+array of patches is ever whole.
+
+A convolution strided by s is adjoint to one that puts s outputs between two inputs. Each of these
+s phases is a convolution without stride, by every s-th tap of the kernel (Dumoulin and Visin,
+"A guide to convolution arithmetic for deep learning", 2016, section 4; Shi et al., "Is the
+deconvolution layer the same as a convolutional layer?", 2016).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from biojax.kernels.conv.blocks import map_blocks, plan, sum_blocks
+from biojax.kernels.conv.geometry import Geometry, dilated, out_size
+from biojax.kernels.dispatch import accumulator
+from biojax.typing import Array
+
+__all__ = ["Method", "adjoint", "convolve", "lifted", "transposed"]
+
+
+class Method(NamedTuple):
+    """One way to compute a block; arrays (b, d, h, w, c) in the dtype that sums are held in.
+
+    Args:
+      prepare: kernel (kd, kh, kw, c // g, f) to the form that `forward` wants; linear.
+      forward: (window, prepared kernel, geometry) to the outputs. The window holds its own zeros
+        along depth and height; the geometry's pads are those of the width alone.
+      gradient: (window, gradient of the outputs, kernel's shape, geometry) to the gradient of the
+        prepared kernel.
+      scratch: kernel's shape to the numbers held on the way for each output pixel.
+      tile: the depth of a block is a multiple of this.
+    """
+
+    prepare: Callable[[Array], Array]
+    forward: Callable[[Array, Array, Geometry], Array]
+    gradient: Callable[[Array, Array, tuple[int, ...], Geometry], Array]
+    scratch: Callable[[tuple[int, ...]], int]
+    tile: int = 1
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
+    """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f)."""
+    wide = accumulator(x.dtype)
+    cuts, out = _cuts(method, x.shape, w.shape, geometry, x.dtype)
+    prepared = method.prepare(w.astype(wide))
+
+    def compute(window: Array) -> Array:
+        return method.forward(window.astype(wide), prepared, _inner(geometry)).astype(x.dtype)
+
+    return map_blocks(compute, x, cuts, jax.ShapeDtypeStruct(out, x.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def transposed(
+    method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
+) -> Array:
+    """The adjoint in x of `convolve(method, x, w, geometry)`, for x of size `spatial`."""
+    wide = accumulator(y.dtype)
+    w, geometry = _undilated(w, geometry)
+    strides = geometry.strides
+    axes = [_phases(*each) for each in zip(w.shape, strides, geometry.dilation, geometry.pads)]
+    before = [max(p.span - p.ahead for p in axis) for axis in axes]
+    extent = [b + 1 + max(p.ahead for p in axis) for b, axis in zip(before, axes)]
+    coarse = [-(-n // s) for n, s in zip(spatial, strides, strict=True)]
+    mirrored = adjoint(w.astype(wide), geometry.groups)
+    size = accumulator(y.dtype).itemsize
+    scratch = size * (method.scratch(mirrored.shape) + 2 * math.prod(strides) * mirrored.shape[-1])
+    cuts = plan((y.shape[0], *coarse), (1, 1), extent[:2], before[:2], scratch, method.tile)
+
+    def phase(window: Array, at: Sequence["_Phase"]) -> Array:
+        """One of every `strides` outputs along each axis."""
+        if any(p.taps == 0 for p in at):
+            rows = [n - e + 1 for n, e in zip(window.shape[1:3], extent)]
+            return jnp.zeros((window.shape[0], *rows, coarse[2], mirrored.shape[-1]), wide)
+        # Taps counted from the end, since the kernel is mirrored.
+        taps = tuple(slice((k - 1 - p.first) % s, None, s) for k, s, p in zip(w.shape, strides, at))
+        for axis, (p, b, e) in enumerate(zip(at[:2], before, extent), start=1):
+            start = b + p.ahead - p.span
+            end = window.shape[axis] - (e - 1) + p.span + start
+            window = lax.slice_in_dim(window, start, end, axis=axis)
+        last = at[2]
+        pads = ((0, 0), (0, 0), (last.span - last.ahead, coarse[2] + last.ahead - window.shape[3]))
+        inner = geometry._replace(strides=(1, 1, 1), pads=pads)
+        return method.forward(window, method.prepare(mirrored[taps]), inner)
+
+    def compute(window: Array) -> Array:
+        window = window.astype(wide)
+        parts = [phase(window, at).astype(y.dtype) for at in itertools.product(*axes)]
+        return _interleaved(parts, strides)
+
+    out = jax.ShapeDtypeStruct((y.shape[0], *spatial, mirrored.shape[-1]), y.dtype)
+    return map_blocks(compute, y, cuts, out)
+
+
+def weight_gradient(method: Method, x: Array, dy: Array, w: Array, geometry: Geometry) -> Array:
+    """The gradient of `sum(convolve(method, x, w, geometry) * dy)` in w."""
+    wide = accumulator(x.dtype)
+    cuts, _ = _cuts(method, x.shape, w.shape, geometry, x.dtype)
+    _, restore = jax.vjp(method.prepare, w.astype(wide))
+
+    def compute(window: Array, dy: Array) -> Array:
+        return method.gradient(window.astype(wide), dy.astype(wide), w.shape, _inner(geometry))
+
+    return restore(sum_blocks(compute, x, dy, cuts))[0].astype(w.dtype)
+
+
+def _convolve_fwd(method, x, w, geometry):
+    return convolve(method, x, w, geometry), (x, w)
+
+
+def _convolve_bwd(method, geometry, saved, dy):
+    x, w = saved
+    dx = transposed(method, dy, w, geometry, x.shape[1:-1])
+    return dx, weight_gradient(method, x, dy, w, geometry)
+
+
+def _transposed_fwd(method, y, w, geometry, spatial):
+    return transposed(method, y, w, geometry, spatial), (y, w)
+
+
+def _transposed_bwd(method, geometry, spatial, saved, dx):
+    del spatial
+    y, w = saved
+    dy = convolve(method, dx, w, geometry)
+    return dy, weight_gradient(method, dx, y, w, geometry)
+
+
+convolve.defvjp(_convolve_fwd, _convolve_bwd)
+transposed.defvjp(_transposed_fwd, _transposed_bwd)
+
+
+def adjoint(w: Array, groups: int) -> Array:
+    """The kernel that takes output gradients to input gradients: mirrored, in and out swapped."""
+    *kernel, c, f = w.shape
+    w = jnp.flip(w, range(len(kernel))).reshape(*kernel, c, groups, f // groups)
+    return jnp.swapaxes(w, -3, -1).reshape(*kernel, f // groups, groups * c)
+
+
+def lifted(x: Array, w: Array, geometry: Geometry, at: int = 0) -> tuple[Array, Array, Geometry]:
+    """Fewer spatial axes as three: those missing are put in front of axis `at`, of length 1."""
+    missing = 5 - x.ndim
+
+    def insert(values: Sequence, one) -> tuple:
+        return (*values[:at], *[one] * missing, *values[at:])
+
+    x = x.reshape(x.shape[0], *insert(x.shape[1:-1], 1), x.shape[-1])
+    w = w.reshape(*insert(w.shape[:-2], 1), *w.shape[-2:])
+    strides, pads, dilation = (
+        insert(values, one)
+        for values, one in (
+            (geometry.strides, 1),
+            (geometry.pads, (0, 0)),
+            (geometry.dilation, 1),
+        )
+    )
+    return x, w, geometry._replace(strides=strides, pads=pads, dilation=dilation)
+
+
+class _Phase(NamedTuple):
+    """The outputs s * j + r along one axis, for one r: the sum over m of y[j + ahead - m * d] w[first + s * m]."""
+
+    first: int
+    taps: int
+    span: int
+    ahead: int
+
+
+def _phases(kernel: int, stride: int, dilation: int, pads: tuple[int, int]) -> list[_Phase]:
+    phases = []
+    for r in range(stride):
+        ahead, first = divmod(r + pads[0], stride)
+        taps = len(range(first, kernel, stride))
+        phases.append(_Phase(first, taps, max(taps - 1, 0) * dilation, ahead))
+    return phases
+
+
+def _undilated(w: Array, geometry: Geometry) -> tuple[Array, Geometry]:
+    """Zeros between the taps in place of dilation, along axes that have strides too."""
+    both = [s > 1 and d > 1 for s, d in zip(geometry.strides, geometry.dilation, strict=True)]
+    between = [d - 1 if b else 0 for b, d in zip(both, geometry.dilation, strict=True)]
+    if any(both):
+        w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, n) for n in (*between, 0, 0)])
+    dilation = tuple(1 if b else d for b, d in zip(both, geometry.dilation, strict=True))
+    return w, geometry._replace(dilation=dilation)
+
+
+def _interleaved(parts: Sequence[Array], strides: tuple[int, ...]) -> Array:
+    """Phases (b, d, h, w, c), the last axis' first, put between each other."""
+    if len(parts) == 1:
+        return parts[0]
+    b, *spatial, c = parts[0].shape
+    y = jnp.stack(parts, axis=-2).reshape(b, *spatial, *strides, c)
+    y = y.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return y.reshape(b, *(n * s for n, s in zip(spatial, strides, strict=True)), c)
+
+
+def _cuts(method: Method, x: tuple[int, ...], w: tuple[int, ...], geometry: Geometry, dtype):
+    """The blocks of a convolution, and the shape of its output."""
+    extent = dilated(w[:-2], geometry.dilation)
+    sizes = zip(x[1:-1], geometry.pads, extent, geometry.strides, strict=True)
+    out = (x[0], *(out_size(*each) for each in sizes))
+    before = [pad[0] for pad in geometry.pads[:2]]
+    scratch = method.scratch(w) * accumulator(dtype).itemsize
+    cuts = plan(out, geometry.strides[:2], extent[:2], before, scratch, method.tile)
+    return cuts, (*out, w[-1])
+
+
+def _inner(geometry: Geometry) -> Geometry:
+    """The geometry within a window, which has its zeros along depth and height already."""
+    return geometry._replace(pads=((0, 0), (0, 0), geometry.pads[2]))

@@ -1,0 +1,192 @@
+"""Images cut into blocks, so that what is made on the way to an output stays in cache.
+
+A block is a box of outputs, whole along the width. Each is computed from the window of the image
+that it sees, read with zeros outside of the image. The memory on the way is that of one block.
+Arrays are (b, d, h, w, c); batch, depth and height are cut.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from biojax.typing import Array
+
+__all__ = ["Cut", "map_blocks", "plan", "sum_blocks"]
+
+# What a block's intermediate arrays may take together: in cache with others, on the CPUs of today.
+BLOCK_BYTES = 8 * 2**20
+
+
+class Cut(NamedTuple):
+    """How an axis is cut: block i has `size` outputs from the window [i * step - before, + length).
+
+    Args:
+      count: blocks.
+      size: outputs of each.
+      step: pixels from one window to the next.
+      length: pixels of a window.
+      before: pixels of the first window before the image.
+    """
+
+    count: int
+    size: int
+    step: int
+    length: int
+    before: int = 0
+
+    @property
+    def outputs(self) -> "Cut":
+        """The same blocks of the outputs themselves."""
+        return Cut(self.count, self.size, self.size, self.size)
+
+
+def plan(
+    out: Sequence[int],
+    strides: Sequence[int],
+    extent: Sequence[int],
+    before: Sequence[int],
+    scratch: int,
+    tile: int = 1,
+) -> list[Cut]:
+    """Cut batch, depth and height into blocks that need at most `BLOCK_BYTES`.
+
+    Args:
+      out: sizes (b, d, h, w) of the output.
+      strides: pixels between outputs along depth and height.
+      extent: pixels that an output sees along depth and height.
+      before: zeros before the image along depth and height.
+      scratch: bytes held for each output.
+      tile: the depth of a block is a multiple of this.
+    """
+    b, d, h, w = out
+    fits = max(1, BLOCK_BYTES // (scratch * w))  # rows of outputs
+    tiles = -(-d // tile)
+    height = _part(h, fits // tile)
+    depth = tile * (_part(tiles, fits // (tile * h)) if height == h else 1)
+    batch = _part(b, fits // (h * depth)) if depth >= d and height == h else 1
+    cuts = [Cut(-(-b // batch), batch, batch, batch)]
+    for n, size, stride, e, pad in zip(
+        (d, h), (depth, height), strides, extent, before, strict=True
+    ):
+        cuts.append(Cut(-(-n // size), size, size * stride, (size - 1) * stride + e, pad))
+    return cuts
+
+
+def map_blocks(
+    compute: Callable[[Array], Array],
+    x: Array,
+    cuts: Sequence[Cut],
+    out: Array | jax.ShapeDtypeStruct,
+) -> Array:
+    """Put together the outputs of `compute`, called with every window of x.
+
+    Args:
+      compute: window to block; a block may be larger than its cut by a whole factor, the scale.
+      x: the image.
+      cuts: of batch, depth and height.
+      out: the shape and dtype of the result.
+    """
+    block = jax.eval_shape(compute, jax.eval_shape(lambda x: _window(x, cuts, 0), x))
+    shape = (
+        tuple(cut.count * n for cut, n in zip(cuts, block.shape, strict=False)) + block.shape[3:]
+    )
+
+    def step(y: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
+        at = [k * n for k, n in zip(_position(cuts, i), block.shape, strict=False)]
+        return lax.dynamic_update_slice(y, compute(*windows), (*at, 0, 0))
+
+    if _count(cuts) == 1:
+        y = compute(_window(x, cuts, 0))
+    else:
+        y = _over_blocks(step, jnp.zeros(shape, out.dtype), [x], [cuts])
+    return y if y.shape == out.shape else y[tuple(slice(n) for n in out.shape)]
+
+
+def sum_blocks(
+    compute: Callable[[Array, Array], Array], x: Array, dy: Array, cuts: Sequence[Cut]
+) -> Array:
+    """The sum of `compute`, called with every window of x and the outputs dy that it leads to."""
+    outputs = [cut.outputs for cut in cuts]
+    if _count(cuts) == 1:
+        return compute(_window(x, cuts, 0), _window(dy, outputs, 0))
+    part = jax.eval_shape(
+        lambda x, dy: compute(_window(x, cuts, 0), _window(dy, outputs, 0)), x, dy
+    )
+
+    def step(total: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
+        return total + compute(*windows)
+
+    return _over_blocks(step, jnp.zeros(part.shape, part.dtype), [x, dy], [cuts, outputs])
+
+
+def _over_blocks(step: Callable, state: Array, arrays: list[Array], cuts: list[Sequence[Cut]]):
+    """Carry `state` through step(state, windows, i) over all blocks.
+
+    The windows of a block are read in the step before. Read in their own, the compiler would fuse
+    the reading into whatever uses them, and index every pixel anew instead of using vectors.
+    """
+    count = _count(cuts[0])
+
+    def read(i: Array | int) -> tuple[Array, ...]:
+        return tuple(_window(array, cut, i) for array, cut in zip(arrays, cuts, strict=True))
+
+    def body(carry, i):
+        state, windows = carry
+        return (step(state, windows, i), read(jnp.minimum(i + 1, count - 1))), None
+
+    for array in arrays:
+        # Inside of `shard_map` the state must vary over devices as the arrays do.
+        one = lax.stop_gradient(array[(0,) * array.ndim]).astype(state.dtype)
+        state = jnp.where(True, state, one)
+    return lax.scan(body, (state, read(0)), jnp.arange(count))[0][0]
+
+
+def _window(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:
+    """Window i of x, zeros where it leaves the image."""
+    for axis, (cut, k) in enumerate(zip(cuts, _position(cuts, i), strict=True)):
+        n = x.shape[axis]
+        last = (cut.count - 1) * cut.step - cut.before
+        low, high = max(0, cut.before), max(0, last + cut.length - n)
+        if cut.count == 1:
+            x = _padded(x, axis, cut.before, cut.length - cut.before - n)
+            continue
+        taken = min(cut.length, n)
+        start = k * cut.step - cut.before
+        inside = jnp.clip(start, 0, n - taken)
+        x = lax.dynamic_slice_in_dim(x, inside, taken, axis)
+        if low or high:
+            x = _padded(x, axis, low, high)
+            x = lax.dynamic_slice_in_dim(x, start - inside + low, cut.length, axis)
+    return x
+
+
+def _padded(x: Array, axis: int, before: int, after: int) -> Array:
+    if before == after == 0:
+        return x
+    widths = [(0, 0, 0)] * x.ndim
+    widths[axis] = (before, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), widths)
+
+
+def _position(cuts: Sequence[Cut], i: Array | int) -> list[Array | int]:
+    """Which block along each axis number i is."""
+    position = []
+    for cut in reversed(cuts):
+        position.append(i % cut.count if cut.count > 1 else 0)
+        i = i // cut.count
+    return position[::-1]
+
+
+def _count(cuts: Sequence[Cut]) -> int:
+    return math.prod(cut.count for cut in cuts)
+
+
+def _part(n: int, limit: int) -> int:
+    """The size of the parts of n: at most `limit`, and without a rest where that costs little."""
+    limit = max(1, min(n, limit))
+    divisor = max(k for k in range(1, limit + 1) if n % k == 0)
+    return divisor if 2 * divisor >= limit else -(-n // -(-n // limit))
