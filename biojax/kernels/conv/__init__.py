@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv import depthwise, matmul, planes, pointwise, winograd, xla
+from biojax.kernels.conv import depthwise, matmul, phases, planes, pointwise, winograd, xla
 from biojax.kernels.conv.geometry import (
     Geometry,
     Pads,
@@ -147,7 +147,11 @@ def conv_transpose(
             return "matmul", "kernel equal to strides: no two outputs overlap"
         return "xla", "kernel differs from strides"
 
-    implementations = {"xla": xla.conv_transpose, "matmul": matmul.conv_transpose}
+    implementations = {
+        "xla": xla.conv_transpose,
+        "phases": phases.conv_transpose,
+        "matmul": matmul.conv_transpose,
+    }
     return select("conv_transpose", implementations, implementation, rule)(x, w, geometry)
 
 

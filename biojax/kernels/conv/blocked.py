@@ -70,23 +70,29 @@ def transposed(
     wide = accumulator(y.dtype)
     w, geometry = _undilated(w, geometry)
     strides = geometry.strides
-    axes = [_phases(*each) for each in zip(w.shape, strides, geometry.dilation, geometry.pads)]
+    axes = [
+        _phases(*each)
+        for each in zip(w.shape[:3], strides, geometry.dilation, geometry.pads, strict=True)
+    ]
     before = [max(p.span - p.ahead for p in axis) for axis in axes]
-    extent = [b + 1 + max(p.ahead for p in axis) for b, axis in zip(before, axes)]
+    extent = [b + 1 + max(p.ahead for p in axis) for b, axis in zip(before, axes, strict=True)]
     coarse = [-(-n // s) for n, s in zip(spatial, strides, strict=True)]
     mirrored = adjoint(w.astype(wide), geometry.groups)
     size = accumulator(y.dtype).itemsize
     scratch = size * (method.scratch(mirrored.shape) + 2 * math.prod(strides) * mirrored.shape[-1])
-    cuts = plan((y.shape[0], *coarse), (1, 1), extent[:2], before[:2], scratch, method.tile)
+    out = (y.shape[0], *coarse)
+    cuts = plan(out, (1, 1), extent[:2], before[:2], scratch, w.size * size, method.tile)
 
     def phase(window: Array, at: Sequence["_Phase"]) -> Array:
         """One of every `strides` outputs along each axis."""
         if any(p.taps == 0 for p in at):
-            rows = [n - e + 1 for n, e in zip(window.shape[1:3], extent)]
+            rows = [n - e + 1 for n, e in zip(window.shape[1:3], extent[:2], strict=True)]
             return jnp.zeros((window.shape[0], *rows, coarse[2], mirrored.shape[-1]), wide)
         # Taps counted from the end, since the kernel is mirrored.
-        taps = tuple(slice((k - 1 - p.first) % s, None, s) for k, s, p in zip(w.shape, strides, at))
-        for axis, (p, b, e) in enumerate(zip(at[:2], before, extent), start=1):
+        kernel = zip(w.shape[:3], strides, at, strict=True)
+        taps = tuple(slice((k - 1 - p.first) % s, None, s) for k, s, p in kernel)
+        cut = zip(at[:2], before[:2], extent[:2], strict=True)
+        for axis, (p, b, e) in enumerate(cut, start=1):
             start = b + p.ahead - p.span
             end = window.shape[axis] - (e - 1) + p.span + start
             window = lax.slice_in_dim(window, start, end, axis=axis)
@@ -169,7 +175,10 @@ def lifted(x: Array, w: Array, geometry: Geometry, at: int = 0) -> tuple[Array, 
 
 
 class _Phase(NamedTuple):
-    """The outputs s * j + r along one axis, for one r: the sum over m of y[j + ahead - m * d] w[first + s * m]."""
+    """Outputs s * j + r of an axis, for one r: sum over m of y[j + ahead - m * d] w[first + s * m].
+
+    span is (taps - 1) * d.
+    """
 
     first: int
     taps: int
@@ -212,8 +221,9 @@ def _cuts(method: Method, x: tuple[int, ...], w: tuple[int, ...], geometry: Geom
     sizes = zip(x[1:-1], geometry.pads, extent, geometry.strides, strict=True)
     out = (x[0], *(out_size(*each) for each in sizes))
     before = [pad[0] for pad in geometry.pads[:2]]
-    scratch = method.scratch(w) * accumulator(dtype).itemsize
-    cuts = plan(out, geometry.strides[:2], extent[:2], before, scratch, method.tile)
+    size = accumulator(dtype).itemsize
+    scratch, weights = method.scratch(w) * size, math.prod(w) * size
+    cuts = plan(out, geometry.strides[:2], extent[:2], before, scratch, weights, method.tile)
     return cuts, (*out, w[-1])
 
 

@@ -50,9 +50,12 @@ def plan(
     extent: Sequence[int],
     before: Sequence[int],
     scratch: int,
+    weights: int,
     tile: int = 1,
 ) -> list[Cut]:
-    """Cut batch, depth and height into blocks that need at most `BLOCK_BYTES`.
+    """Cut batch, depth and height into blocks of `BLOCK_BYTES` at most.
+
+    Larger weights allow larger blocks, for every block reads them once.
 
     Args:
       out: sizes (b, d, h, w) of the output.
@@ -60,10 +63,11 @@ def plan(
       extent: pixels that an output sees along depth and height.
       before: zeros before the image along depth and height.
       scratch: bytes held for each output.
+      weights: bytes of the weights.
       tile: the depth of a block is a multiple of this.
     """
     b, d, h, w = out
-    fits = max(1, BLOCK_BYTES // (scratch * w))  # rows of outputs
+    fits = max(1, max(BLOCK_BYTES, 2 * weights) // (scratch * w))  # rows of outputs
     tiles = -(-d // tile)
     height = _part(h, fits // tile)
     depth = tile * (_part(tiles, fits // (tile * h)) if height == h else 1)
@@ -136,7 +140,11 @@ def _over_blocks(step: Callable, state: Array, arrays: list[Array], cuts: list[S
 
     def body(carry, i):
         state, windows = carry
-        return (step(state, windows, i), read(jnp.minimum(i + 1, count - 1))), None
+        state = step(state, windows, i)
+        # Never true, but the compiler cannot know: the next windows are read after this step, into
+        # the same memory. Left free, it makes copies of both.
+        late = jnp.abs(state[(0,) * state.ndim]) < -1
+        return (state, read(jnp.minimum(i + 1, count - 1) + late)), None
 
     for array in arrays:
         # Inside of `shard_map` the state must vary over devices as the arrays do.

@@ -21,7 +21,7 @@ from biojax.kernels.conv.blocked import Method, convolve, lifted
 from biojax.kernels.conv.geometry import Geometry, out_size
 from biojax.typing import Array
 
-__all__ = ["conv", "fits"]
+__all__ = ["METHOD", "conv", "fits"]
 
 LANES = 8
 # Sums of many more terms the compiler leaves scalar (jaxlib 0.10.2: 81 are vectors, 125 are not),
@@ -44,7 +44,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "one input and one output channel for each group",
             "Use implementation='matmul', or None to choose",
         )
-    y = convolve(_METHOD, *lifted(x, w, geometry))
+    y = convolve(METHOD, *lifted(x, w, geometry))
     return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])
 
 
@@ -118,4 +118,4 @@ def _scratch(kernel: tuple[int, ...]) -> int:
     return 4 * kernel[-1]
 
 
-_METHOD = Method(lambda w: w, _forward, _gradient, _scratch)
+METHOD = Method(lambda w: w, _forward, _gradient, _scratch)

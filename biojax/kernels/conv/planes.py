@@ -15,13 +15,16 @@ from jax import lax
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv import xla
 from biojax.kernels.conv.blocked import Method, convolve, lifted
-from biojax.kernels.conv.geometry import Geometry
+from biojax.kernels.conv.geometry import Geometry, out_size, pad
 from biojax.typing import Array
 
 __all__ = ["METHOD", "conv", "plane_conv", "plane_gradient"]
 
 # Stacking wins up to here, float32 on two CPU cores, forward and backward (32^3, 3x3x3).
 FEW_CHANNELS = 16
+# A 2-D convolution keeps both cores busy from either of these on (outputs; columns * outputs).
+MANY_FEATURES = 128
+WIDE = 16384
 
 
 def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
@@ -54,42 +57,58 @@ def _planes(window: Array, depth: int, geometry: Geometry) -> list[Array]:
 
 
 def plane_conv(x: Array, w: Array, geometry: Geometry) -> Array:
-    """(n, h, w, c) and (kh, kw, c, f) to (n, *out, f); the geometry's last two axes count."""
+    """(n, h, w, c) and (kh, kw, c, f) to (n, *out, f); the geometry's last two axes count.
+
+    XLA shares a convolution among cores by the columns and channels of its output. Few of both
+    leave all but one core idle; then planes are put side by side, with zeros in between.
+    """
     plane = geometry._replace(
         strides=geometry.strides[1:], pads=geometry.pads[1:], dilation=geometry.dilation[1:]
     )
-    return xla.accumulated(x, w, plane)
+    (n, h, width, c), (stride, (before, after)) = x.shape, (plane.strides[1], plane.pads[1])
+    extent = (w.shape[1] - 1) * plane.dilation[1] + 1
+    out = out_size(width, (before, after), extent, stride)
+    if n == 1 or w.shape[-1] >= MANY_FEATURES or out * w.shape[-1] >= WIDE:
+        return xla.accumulated(x, w, plane)
+    pitch = stride * max(out, -(-(width + before + after) // stride))
+    pads = [(0, 0, 0), (0, 0, 0), (before, pitch - before - width, 0), (0, 0, 0)]
+    row = lax.pad(x, jnp.zeros((), x.dtype), pads).swapaxes(0, 1).reshape(1, h, n * pitch, c)
+    row = xla.accumulated(row, w, plane._replace(pads=(plane.pads[0], (0, extent - 1))))
+    y = row.reshape(row.shape[1], n, pitch // stride, -1)[:, :, :out]
+    return y.swapaxes(0, 1)
 
 
 def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geometry) -> Array:
-    """The gradient (kh, kw, c, f) of `sum(plane_conv(x, w, geometry) * dy)` in w."""
-    (kh, kw), (n, height, width, f), c = kernel, dy.shape, x.shape[-1]
+    """The gradient (kh, kw, c, f) of `sum(plane_conv(x, w, geometry) * dy)` in w.
+
+    With a stride, every stride-th row of the image meets its own rows of the kernel.
+    """
+    (kh, kw), (_, height, width, f), c = kernel, dy.shape, x.shape[-1]
     (_, sh, sw), (_, dh, dw) = geometry.strides, geometry.dilation
-    x = lax.pad(
-        x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in geometry.pads[1:]), (0, 0, 0)]
-    )
-    wide = [
+    x = pad(x, geometry.pads[1:])
+    columns = [
         lax.slice_in_dim(x, j * dw, j * dw + (width - 1) * sw + 1, sw, axis=2) for j in range(kw)
     ]
-    if sh > 1:
-        rows = [
-            lax.slice_in_dim(part, i * dh, i * dh + (height - 1) * sh + 1, sh, axis=1)
-            for i in range(kh)
-            for part in wide
-        ]
-        product = _product(jnp.concatenate(rows, axis=-1), dy, geometry)
-        return product.reshape(kh, kw, c, f)
-    unfolded = lax.slice_in_dim(jnp.concatenate(wide, axis=-1), 0, height + (kh - 1) * dh, axis=1)
-    span = (kh - 1) * dh
-    tall = [jnp.pad(dy, ((0, 0), (i * dh, span - i * dh), (0, 0), (0, 0))) for i in range(kh)]
-    product = _product(unfolded, jnp.concatenate(tall, axis=-1), geometry)
-    return product.reshape(kw, c, kh, f).transpose(2, 0, 1, 3)
-
-
-def _product(a: Array, b: Array, geometry: Geometry) -> Array:
-    return jnp.einsum(
-        "nhwa,nhwb->ab", a, b, precision=geometry.precision, preferred_element_type=a.dtype
-    )
+    unfolded = jnp.concatenate(columns, axis=-1)
+    gradient = [jnp.zeros(())] * kh
+    for phase in range(sh):
+        taps = [i for i in range(kh) if i * dh % sh == phase]
+        if not taps:
+            continue
+        shifts = [i * dh // sh for i in taps]
+        first, span = shifts[0], shifts[-1] - shifts[0]
+        rows = unfolded[:, phase + first * sh :: sh][:, : height + span]
+        tall = [jnp.pad(dy, ((0, 0), (s - first, shifts[-1] - s), (0, 0), (0, 0))) for s in shifts]
+        product = jnp.einsum(
+            "nhwa,nhwb->ab",
+            rows,
+            jnp.concatenate(tall, axis=-1),
+            precision=geometry.precision,
+            preferred_element_type=x.dtype,
+        )
+        for i, part in zip(taps, jnp.split(product, len(taps), axis=-1), strict=True):
+            gradient[i] = part.reshape(kw, c, f)
+    return jnp.stack(gradient)
 
 
 def _scratch(kernel: tuple[int, ...]) -> int:
