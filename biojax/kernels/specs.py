@@ -25,6 +25,7 @@ class Spec(NamedTuple):
 _CONV = [
     Spec("1d", ((2, 9, 3), (3, 3, 4))),
     Spec("2d", ((2, 6, 7, 3), (3, 3, 3, 4))),
+    Spec("2d_shifted", ((1, 4, 5, 2), (3, 3, 2, 3)), {"padding": ((1, 1), (-1, 3))}),
     Spec("2d_groups", ((1, 6, 5, 4), (3, 3, 2, 6)), {"feature_group_count": 2}),
     Spec("2d_depthwise_7x7", ((1, 9, 8, 3), (7, 7, 1, 3)), {"feature_group_count": 3}),
     Spec("3d", ((2, 5, 6, 4, 3), (3, 3, 3, 3, 4))),
@@ -54,6 +55,11 @@ _CONV_TRANSPOSE = [
     Spec("3d_flat", ((1, 3, 2, 4, 3), (1, 2, 2, 3, 2)), {"strides": (1, 2, 2)}),
     Spec("3d_overlap", ((1, 3, 4, 2, 3), (3, 3, 3, 3, 2)), {"strides": 2}),
     Spec("3d_dilated", ((1, 3, 3, 3, 2), (2, 2, 2, 2, 2)), {"strides": 2, "kernel_dilation": 2}),
+    Spec(
+        "3d_depthwise",
+        ((1, 3, 2, 4, 4), (3, 3, 3, 1, 4)),
+        {"strides": 2, "feature_group_count": 4},
+    ),
     Spec("3d_explicit", ((1, 3, 3, 3, 2), (3, 3, 3, 2, 2)), {"strides": 2, "padding": 1}),
 ]
 

@@ -1,17 +1,16 @@
 """Convolutions with parameters, and the block that most models repeat."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError
 from biojax.kernels import conv, conv_transpose
-from biojax.kernels.conv.geometry import per_axis, transpose_pads
+from biojax.kernels.conv.geometry import per_axis
 from biojax.modules.norm import make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Padding, Precision
 
@@ -114,19 +113,14 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = _bias(self, self.features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if groups == 1:
-            y = conv_transpose(
-                x, kernel, strides=self.strides, padding=self.padding, precision=self.precision
-            )
-        else:
-            strides = per_axis("ConvTranspose", "strides", self.strides, x.ndim - 2)
-            y = conv(
-                _spread(x, strides),
-                kernel,
-                padding=transpose_pads("ConvTranspose", self.padding, size, strides),
-                feature_group_count=groups,
-                precision=self.precision,
-            )
+        y = conv_transpose(
+            x,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            feature_group_count=groups,
+            precision=self.precision,
+        )
         return y if bias is None else y + bias
 
 
@@ -192,11 +186,6 @@ class ConvBlock(nn.Module):
         )
         x = nn.leaky_relu(norm(x), self.negative_slope)
         return checkpoint_name(x, "block")
-
-
-def _spread(x: Array, strides: Sequence[int]) -> Array:
-    """Put zeros between the pixels of (b, *spatial, c), so that they lie `strides` apart."""
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, s - 1) for s in (1, *strides, 1)])
 
 
 def _check_groups(where: str, module: Conv | ConvTranspose, channels: int) -> int:

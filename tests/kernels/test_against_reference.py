@@ -32,8 +32,8 @@ REFERENCES = {
     "attention": attention_reference,
 }
 IMPLEMENTATIONS = {
-    "conv": ["xla", "planes"],
-    "conv_transpose": ["xla", "matmul"],
+    "conv": ["xla", "planes", "winograd", "depthwise", "pointwise"],
+    "conv_transpose": ["xla", "phases", "matmul"],
     "max_pool": ["xla"],
     "avg_pool": ["xla"],
     "linear_scan": ["sequential", "associative"],
@@ -110,17 +110,29 @@ def reduction_length(spec: Spec) -> int:
     return max(math.prod(shape) for shape in spec.shapes)
 
 
-def refuses(name: str, spec: Spec) -> bool:
+def refuses(kernel: str, name: str, spec: Spec) -> bool:
     """What an implementation says it cannot do; everything else it must."""
-    if name == "planes":
-        return not spec.name.startswith("3d") or "feature_group_count" in spec.options
-    return name == "matmul" and "kernel_is_stride" not in spec.name and spec.name != "3d_flat"
+    taps = spec.shapes[1][:-2] if len(spec.shapes) > 1 else ()
+    groups = spec.options.get("feature_group_count", 1)
+    depthwise = groups == spec.shapes[0][-1]
+    if (kernel, name) == ("conv_transpose", "matmul"):
+        return "kernel_is_stride" not in spec.name and spec.name != "3d_flat"
+    return {
+        "planes": groups > 1,
+        "winograd": groups > 1
+        or taps[:1] not in ((3,), (5,), (7,))
+        or np.ravel(spec.options.get("strides", 1))[0] > 1
+        or np.ravel(spec.options.get("kernel_dilation", 1))[0] > 1,
+        "depthwise": not (groups > 1 and depthwise),
+        "pointwise": groups > 1 or max(taps, default=0) > 1,
+        "phases": groups > 1 and not depthwise,
+    }.get(name, False)
 
 
 @pytest.mark.parametrize(("kernel", "name", "spec", "dtype"), CASES)
 def test_matches_reference(kernel, name, spec, dtype):
     values = [jnp.asarray(v, dtype) for v in arrays(spec, kernel)]
-    if refuses(name, spec):
+    if refuses(kernel, name, spec):
         with pytest.raises(UnsupportedError, match=f"implementation='{name}'"):
             run(kernel, spec, values, name)
         return

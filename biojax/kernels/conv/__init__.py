@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.kernels.conv import depthwise, matmul, phases, planes, pointwise, winograd, xla
+from biojax.kernels.conv.choose import choose_conv, choose_conv_transpose
 from biojax.kernels.conv.geometry import (
     Geometry,
     Pads,
@@ -19,6 +20,19 @@ from biojax.kernels.dispatch import platform, select
 from biojax.typing import Array, IntOrTuple, Padding, Precision
 
 __all__ = ["conv", "conv_transpose"]
+
+_CONV = {
+    "xla": xla.conv,
+    "planes": planes.conv,
+    "winograd": winograd.conv,
+    "depthwise": depthwise.conv,
+    "pointwise": pointwise.conv,
+}
+_CONV_TRANSPOSE = {
+    "xla": xla.conv_transpose,
+    "phases": phases.conv_transpose,
+    "matmul": matmul.conv_transpose,
+}
 
 
 def conv(
@@ -49,7 +63,10 @@ def conv(
       kernel_dilation: distance between the taps of the kernel, in pixels.
       feature_group_count: the number of groups g.
       precision: passed to every product, as in `jax.lax`.
-      implementation: "xla", "planes", or None to choose.
+      implementation: "xla", "planes" (2-D convolutions over the depth), "winograd" (the same
+        with fewer products, for 3, 5 or 7 taps along the first axis), "depthwise", "pointwise"
+        (one tap), or None to choose. All but "xla" are meant for the CPU, and differentiate in
+        reverse only.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.
@@ -72,24 +89,9 @@ def conv(
     pads = conv_pads("conv", padding, x.shape[1:-1], extent, strides)
     _check_size("conv", x.shape[1:-1], pads, extent, strides)
 
-    def rule() -> tuple[str, str]:
-        if rank < 3:
-            return "xla", f"{rank}-D"
-        if platform() != "cpu":
-            return "xla", f"the platform's own 3-D convolution on {platform()}"
-        if feature_group_count > 1:
-            return "xla", "grouped"
-        return "planes", "3-D on CPU, where 2-D convolutions are several times faster"
-
-    implementations = {
-        "xla": xla.conv,
-        "planes": planes.conv,
-        "winograd": winograd.conv,
-        "depthwise": depthwise.conv,
-        "pointwise": pointwise.conv,
-    }
-    run = select("conv", implementations, implementation, rule)
-    return run(x, w, Geometry(strides, pads, dilation, feature_group_count, precision))
+    geometry = Geometry(strides, pads, dilation, feature_group_count, precision)
+    run = select("conv", _CONV, implementation, lambda: choose_conv(x, w, geometry, platform()))
+    return run(x, w, geometry)
 
 
 def conv_transpose(
@@ -99,6 +101,7 @@ def conv_transpose(
     strides: IntOrTuple = 1,
     padding: Padding = "SAME",
     kernel_dilation: IntOrTuple = 1,
+    feature_group_count: int = 1,
     precision: Precision = None,
     implementation: str | None = None,
 ) -> Array:
@@ -111,13 +114,15 @@ def conv_transpose(
 
     Args:
       x: images, (b, *spatial, c) with one to three spatial axes.
-      w: kernel, (*k, c, f).
+      w: kernel, (*k, c // g, f).
       strides: how many outputs for each input; one for all axes or one each.
       padding: "SAME" (n * stride outputs), "VALID" (n * stride + max(k - stride, 0)), an integer,
         or a pair for each axis: zeros around z.
       kernel_dilation: distance between the taps of the kernel, in output pixels.
+      feature_group_count: the number of groups g, as in `conv`.
       precision: passed to every product, as in `jax.lax`.
-      implementation: "xla", "matmul" (kernel equal to strides), or None to choose.
+      implementation: "xla", "phases" (no product with zeros), "matmul" (kernel equal to
+        strides), or None to choose.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.
@@ -133,26 +138,21 @@ def conv_transpose(
     >>> conv_transpose(x, jnp.array([3.0, 5.0]).reshape(2, 1, 1), strides=2)[0, :, 0]
     Array([ 5.,  3., 10.,  6.], dtype=float32)
     """
-    rank = _check("conv_transpose", x, w, 1)
+    rank = _check("conv_transpose", x, w, feature_group_count)
     strides = per_axis("conv_transpose", "strides", strides, rank)
     dilation = per_axis("conv_transpose", "kernel_dilation", kernel_dilation, rank)
     extent = dilated(w.shape[:-2], dilation)
     pads = transpose_pads("conv_transpose", padding, extent, strides)
     spread = [(n - 1) * s + 1 for n, s in zip(x.shape[1:-1], strides, strict=True)]
     _check_size("conv_transpose", spread, pads, extent, (1,) * rank)
-    geometry = Geometry(strides, pads, dilation, 1, precision)
-
-    def rule() -> tuple[str, str]:
-        if matmul.fits(w, geometry):
-            return "matmul", "kernel equal to strides: no two outputs overlap"
-        return "xla", "kernel differs from strides"
-
-    implementations = {
-        "xla": xla.conv_transpose,
-        "phases": phases.conv_transpose,
-        "matmul": matmul.conv_transpose,
-    }
-    return select("conv_transpose", implementations, implementation, rule)(x, w, geometry)
+    geometry = Geometry(strides, pads, dilation, feature_group_count, precision)
+    run = select(
+        "conv_transpose",
+        _CONV_TRANSPOSE,
+        implementation,
+        lambda: choose_conv_transpose(x, w, geometry, platform()),
+    )
+    return run(x, w, geometry)
 
 
 def _check(where: str, x: Array, w: Array, groups: int) -> int:
@@ -177,7 +177,7 @@ def _check(where: str, x: Array, w: Array, groups: int) -> int:
             f"with feature_group_count={groups}",
             f"kernel shape (*k, {each}, f), f a multiple of the groups",
             "Change the kernel, or the number of groups",
-            f"feature_group_count={fits}" if fits and where == "conv" else None,
+            f"feature_group_count={fits}" if fits else None,
         )
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != w.dtype:
         raise ShapeError(

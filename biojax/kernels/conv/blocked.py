@@ -49,9 +49,14 @@ class Method(NamedTuple):
     tile: int = 1
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+@partial(jax.jit, static_argnums=(0, 3), inline=True)
 def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f)."""
+    return _convolve(method, x, w, geometry)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     wide = accumulator(x.dtype)
     cuts, out = _cuts(method, x.shape, w.shape, geometry, x.dtype)
     prepared = method.prepare(w.astype(wide))
@@ -62,11 +67,18 @@ def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     return map_blocks(compute, x, cuts, jax.ShapeDtypeStruct(out, x.dtype))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+@partial(jax.jit, static_argnums=(0, 3, 4), inline=True)
 def transposed(
     method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
 ) -> Array:
     """The adjoint in x of `convolve(method, x, w, geometry)`, for x of size `spatial`."""
+    return _transposed(method, y, w, geometry, spatial)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _transposed(
+    method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
+) -> Array:
     wide = accumulator(y.dtype)
     w, geometry = _undilated(w, geometry)
     strides = geometry.strides
@@ -143,8 +155,8 @@ def _transposed_bwd(method, geometry, spatial, saved, dx):
     return dy, weight_gradient(method, dx, y, w, geometry)
 
 
-convolve.defvjp(_convolve_fwd, _convolve_bwd)
-transposed.defvjp(_transposed_fwd, _transposed_bwd)
+_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+_transposed.defvjp(_transposed_fwd, _transposed_bwd)
 
 
 def adjoint(w: Array, groups: int) -> Array:

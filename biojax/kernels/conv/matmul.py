@@ -16,11 +16,12 @@ __all__ = ["conv_transpose", "fits"]
 
 
 def fits(w: Array, geometry: Geometry) -> bool:
-    """Kernel equal to strides, no dilation, and neither cropped nor padded."""
+    """One group, kernel equal to strides, no dilation, and neither cropped nor padded."""
     kernel = w.shape[:-2]
     whole = tuple((k - 1, k - 1) for k in kernel)
     undilated = all(d == 1 or k == 1 for d, k in zip(geometry.dilation, kernel, strict=True))
-    return kernel == geometry.strides and undilated and geometry.pads == whole
+    alone = geometry.groups == 1 and geometry.pads == whole
+    return alone and undilated and kernel == geometry.strides
 
 
 def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
@@ -29,8 +30,8 @@ def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
         raise UnsupportedError(
             "conv_transpose",
             f"implementation='matmul' for kernel {w.shape[:-2]}, strides {geometry.strides}, "
-            f"dilation {geometry.dilation}",
-            "kernel equal to strides, no dilation, padding 'SAME' or 'VALID'",
+            f"dilation {geometry.dilation} and {geometry.groups} groups",
+            "kernel equal to strides, no dilation, one group, padding 'SAME' or 'VALID'",
             "Use implementation='xla', or None to choose",
         )
     b, *spatial, c = x.shape

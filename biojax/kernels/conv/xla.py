@@ -42,6 +42,7 @@ def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
         lhs_dilation=geometry.strides,
         rhs_dilation=geometry.dilation,
         dimension_numbers=LAYOUTS[x.ndim - 2],
+        feature_group_count=geometry.groups,
         precision=geometry.precision,
         preferred_element_type=accumulator(x.dtype),
     ).astype(x.dtype)

@@ -1,0 +1,75 @@
+"""Which implementation of a convolution runs where: the first row that applies.
+
+The rows for the CPU rest on times of float32 on two cores, forward and with both gradients. On
+GPU and TPU XLA's own convolution is the best there is, but for a product of matrices in disguise.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from biojax.kernels.conv import depthwise, phases, pointwise, winograd
+from biojax.kernels.conv import matmul as one_product
+from biojax.kernels.conv.geometry import Geometry
+from biojax.typing import Array
+
+__all__ = ["choose_conv", "choose_conv_transpose"]
+
+
+class _Row(NamedTuple):
+    implementation: str
+    applies: Callable[[Array, Array, Geometry], bool]
+    reason: str
+
+
+def _products(x: Array, w: Array, geometry: Geometry) -> int:
+    """Multiply-adds for one tap of the kernel."""
+    return math.prod(x.shape[:-1]) * w.shape[-2] * w.shape[-1] // math.prod(geometry.strides)
+
+
+_CONV = [
+    _Row("pointwise", lambda x, w, g: pointwise.fits(w, g), "one tap: a matrix product"),
+    _Row("depthwise", lambda x, w, g: depthwise.fits(w, g), "depthwise on CPU"),
+    _Row("xla", lambda x, w, g: g.groups > 1, "grouped"),
+    _Row("xla", lambda x, w, g: x.ndim == 3, "1-D"),
+    _Row(
+        "xla",
+        lambda x, w, g: x.ndim == 4 and _products(x, w, g) < 2**25,
+        "2-D and small, on CPU",
+    ),
+    _Row(
+        "winograd",
+        lambda x, w, g: winograd.fits(w, g) and max(w.shape[-2:]) > 16,
+        "short kernel without stride along the first axis, on CPU",
+    ),
+    _Row("planes", lambda x, w, g: True, "XLA's 2-D convolution, by blocks, on CPU"),
+]
+_CONV_TRANSPOSE = [
+    _Row(
+        "matmul",
+        lambda x, w, g: one_product.fits(w, g) and _products(x, w, g) < 2**26,
+        "kernel equal to strides: no two outputs overlap",
+    ),
+    _Row("phases", lambda x, w, g: phases.fits(w, g), "no product with the zeros between, on CPU"),
+    _Row("xla", lambda x, w, g: True, "grouped"),
+]
+
+
+def choose_conv(x: Array, w: Array, geometry: Geometry, platform: str) -> tuple[str, str]:
+    """The implementation of `conv`, and why."""
+    if platform != "cpu":
+        return "xla", f"the platform's own convolution on {platform}"
+    return _first(_CONV, x, w, geometry)
+
+
+def choose_conv_transpose(x: Array, w: Array, geometry: Geometry, platform: str) -> tuple[str, str]:
+    """The implementation of `conv_transpose`, and why."""
+    if platform != "cpu":
+        if one_product.fits(w, geometry):
+            return "matmul", "kernel equal to strides: no two outputs overlap"
+        return "xla", f"the platform's own convolution on {platform}"
+    return _first(_CONV_TRANSPOSE, x, w, geometry)
+
+
+def _first(rows: list[_Row], x: Array, w: Array, geometry: Geometry) -> tuple[str, str]:
+    return next((r.implementation, r.reason) for r in rows if r.applies(x, w, geometry))
