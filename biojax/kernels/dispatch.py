@@ -90,7 +90,7 @@ def explain(function: Callable, *args, **kwargs) -> list[Choice]:
     >>> x = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32)
     >>> w = jax.ShapeDtypeStruct((3, 3, 4, 8), jnp.float32)
     >>> print(explain(conv, x, w)[0])
-    conv: xla (2-D)
+    conv: xla (2-D and small, on CPU)
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
     traced = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]

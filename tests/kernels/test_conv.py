@@ -184,8 +184,26 @@ IMPLEMENTATIONS = {
     "conv-xla-3d": (conv, (8, 2, 3, 4, 2), (2, 3, 3, 2, 2), {"implementation": "xla"}),
     "conv-planes-stacked": (conv, (8, 2, 3, 4, 2), (3, 3, 3, 2, 2), {"strides": (1, 2, 2)}),
     "conv-planes-summed": (conv, (8, 2, 3, 2, 17), (2, 3, 1, 17, 2), {}),
-    "transpose-xla": (conv_transpose, (8, 3, 2, 2), (3, 3, 2, 2), {"strides": 2}),
+    "conv-winograd": (conv, (8, 5, 3, 3), (3, 2, 3, 2), {"implementation": "winograd"}),
+    "conv-depthwise": (conv, (8, 3, 4, 3, 2), (3, 3, 3, 1, 2), {"feature_group_count": 2}),
+    "conv-depthwise-large": (
+        conv,
+        (8, 3, 4, 6, 1),
+        (3, 5, 5, 1, 1),
+        {"implementation": "depthwise"},
+    ),
+    "conv-pointwise": (conv, (8, 4, 3, 3), (1, 1, 3, 2), {"strides": (2, 1)}),
+    "transpose-xla": (conv_transpose, (8, 3, 2, 2), (3, 3, 2, 2), {"implementation": "xla"}),
+    "transpose-phases": (conv_transpose, (8, 3, 2, 2), (3, 3, 2, 2), {"strides": 2}),
     "transpose-matmul": (conv_transpose, (8, 2, 2, 2, 2), (2, 2, 1, 2, 3), {"strides": (2, 2, 1)}),
+}
+# Products of each that are not one: convolutions of planes, or phases, or the kernel's transform.
+PRODUCTS = {
+    "conv-planes-summed": 2,
+    "conv-winograd": 7,
+    "conv-depthwise": 0,
+    "conv-depthwise-large": 0,
+    "transpose-phases": 4,
 }
 
 
@@ -196,7 +214,7 @@ def test_transforms(name, stands_every_transform):
     stands_every_transform(lambda x, w: kernel(x, w, **options), x, w)
 
 
-@pytest.mark.parametrize("name", ["conv-planes-summed", "transpose-matmul"])
+@pytest.mark.parametrize("name", ["conv-planes-summed", "conv-winograd", "transpose-matmul"])
 def test_compiles_once(name, compiles_once):
     kernel, shape, w, options = IMPLEMENTATIONS[name]
     compiles_once(lambda x, w: kernel(x, w, **options), jnp.ones(shape), jnp.ones(w))
@@ -211,7 +229,7 @@ def test_precision_reaches_every_product(name):
         )
     )
     products = traced.count("conv_general_dilated[") + traced.count("dot_general[")
-    assert products == {"conv-planes-summed": 2}.get(name, 1)
+    assert products == PRODUCTS.get(name, 1)
     assert traced.count("HIGHEST") >= products
     assert "precision=None" not in traced
 
@@ -288,7 +306,7 @@ def test_what_conv_refuses(x, w, options, message):
     ("x", "w", "options", "message"),
     [
         (X[0, 0], (3, 6, 2), {}, "one to three spatial axes"),
-        (X, (3, 3, 3, 2), {}, r"Expected kernel shape \(\*k, 6, f\).*number of groups\.$"),
+        (X, (3, 3, 3, 2), {}, r"kernel shape \(\*k, 6, f\).*mean feature_group_count=2\?$"),
         (X, (3, 3, 6, 2), {"strides": (2,)}, r"strides=\(2,\).*or 2 of them"),
         (X, (3, 3, 6, 2), {"kernel_dilation": 0}, "kernel_dilation=0"),
         (X, (3, 3, 6, 2), {"padding": "FULL"}, "padding='FULL'"),

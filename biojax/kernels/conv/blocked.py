@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from biojax.kernels.conv.blocks import map_blocks, plan, sum_blocks
+from biojax.kernels.conv.blocks import map_blocks, plan, sum_blocks, varying
 from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
@@ -52,7 +52,7 @@ class Method(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 3), inline=True)
 def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f)."""
-    return _convolve(method, x, w, geometry)
+    return _convolve(method, varying(x, w), varying(w, x), geometry)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -72,7 +72,7 @@ def transposed(
     method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
 ) -> Array:
     """The adjoint in x of `convolve(method, x, w, geometry)`, for x of size `spatial`."""
-    return _transposed(method, y, w, geometry, spatial)
+    return _transposed(method, varying(y, w), varying(w, y), geometry, spatial)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -122,8 +122,10 @@ def _transposed(
     return map_blocks(compute, y, cuts, out)
 
 
-def weight_gradient(method: Method, x: Array, dy: Array, w: Array, geometry: Geometry) -> Array:
-    """The gradient of `sum(convolve(method, x, w, geometry) * dy)` in w."""
+def weight_gradient(
+    method: Method, x: Array, dy: Array, w: Array, geometry: Geometry, after: Array
+) -> Array:
+    """The gradient of `sum(convolve(method, x, w, geometry) * dy)` in w, computed after `after`."""
     wide = accumulator(x.dtype)
     cuts, _ = _cuts(method, x.shape, w.shape, geometry, x.dtype)
     _, restore = jax.vjp(method.prepare, w.astype(wide))
@@ -131,7 +133,7 @@ def weight_gradient(method: Method, x: Array, dy: Array, w: Array, geometry: Geo
     def compute(window: Array, dy: Array) -> Array:
         return method.gradient(window.astype(wide), dy.astype(wide), w.shape, _inner(geometry))
 
-    return restore(sum_blocks(compute, x, dy, cuts))[0].astype(w.dtype)
+    return restore(sum_blocks(compute, x, dy, cuts, after))[0].astype(w.dtype)
 
 
 def _convolve_fwd(method, x, w, geometry):
@@ -141,7 +143,7 @@ def _convolve_fwd(method, x, w, geometry):
 def _convolve_bwd(method, geometry, saved, dy):
     x, w = saved
     dx = transposed(method, dy, w, geometry, x.shape[1:-1])
-    return dx, weight_gradient(method, x, dy, w, geometry)
+    return dx, weight_gradient(method, x, dy, w, geometry, after=dx)
 
 
 def _transposed_fwd(method, y, w, geometry, spatial):
@@ -152,7 +154,7 @@ def _transposed_bwd(method, geometry, spatial, saved, dx):
     del spatial
     y, w = saved
     dy = convolve(method, dx, w, geometry)
-    return dy, weight_gradient(method, dx, y, w, geometry)
+    return dy, weight_gradient(method, dx, y, w, geometry, after=dy)
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd)

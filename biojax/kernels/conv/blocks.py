@@ -15,7 +15,7 @@ from jax import lax
 
 from biojax.typing import Array
 
-__all__ = ["Cut", "map_blocks", "plan", "sum_blocks"]
+__all__ = ["Cut", "map_blocks", "plan", "sum_blocks", "varying"]
 
 # What a block's intermediate arrays may take together: in cache with others, on the CPUs of today.
 BLOCK_BYTES = 8 * 2**20
@@ -67,12 +67,12 @@ def plan(
       tile: the depth of a block is a multiple of this.
     """
     b, d, h, w = out
-    fits = max(1, max(BLOCK_BYTES, 2 * weights) // (scratch * w))  # rows of outputs
+    fits = max(1, max(BLOCK_BYTES, 3 * weights // 2) // (scratch * w))  # rows of outputs
     tiles = -(-d // tile)
     height = _part(h, fits // tile)
     depth = tile * (_part(tiles, fits // (tile * h)) if height == h else 1)
     batch = _part(b, fits // (h * depth)) if depth >= d and height == h else 1
-    cuts = [Cut(-(-b // batch), batch, batch, batch)]
+    cuts = [Cut(max(1, -(-b // batch)), batch, batch, batch)]
     for n, size, stride, e, pad in zip(
         (d, h), (depth, height), strides, extent, before, strict=True
     ):
@@ -111,9 +111,16 @@ def map_blocks(
 
 
 def sum_blocks(
-    compute: Callable[[Array, Array], Array], x: Array, dy: Array, cuts: Sequence[Cut]
+    compute: Callable[[Array, Array], Array],
+    x: Array,
+    dy: Array,
+    cuts: Sequence[Cut],
+    after: Array,
 ) -> Array:
-    """The sum of `compute`, called with every window of x and the outputs dy that it leads to."""
+    """The sum of `compute`, called with every window of x and the outputs dy that it leads to.
+
+    It begins when `after` is there: two loops at once would share the cores and the cache.
+    """
     outputs = [cut.outputs for cut in cuts]
     if _count(cuts) == 1:
         return compute(_window(x, cuts, 0), _window(dy, outputs, 0))
@@ -124,10 +131,16 @@ def sum_blocks(
     def step(total: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
         return total + compute(*windows)
 
-    return _over_blocks(step, jnp.zeros(part.shape, part.dtype), [x, dy], [cuts, outputs])
+    return _over_blocks(step, jnp.zeros(part.shape, part.dtype), [x, dy], [cuts, outputs], after)
 
 
-def _over_blocks(step: Callable, state: Array, arrays: list[Array], cuts: list[Sequence[Cut]]):
+def _over_blocks(
+    step: Callable,
+    state: Array,
+    arrays: list[Array],
+    cuts: list[Sequence[Cut]],
+    after: Array | None = None,
+) -> Array:
     """Carry `state` through step(state, windows, i) over all blocks.
 
     The windows of a block are read in the step before. Read in their own, the compiler would fuse
@@ -141,16 +154,29 @@ def _over_blocks(step: Callable, state: Array, arrays: list[Array], cuts: list[S
     def body(carry, i):
         state, windows = carry
         state = step(state, windows, i)
-        # Never true, but the compiler cannot know: the next windows are read after this step, into
-        # the same memory. Left free, it makes copies of both.
-        late = jnp.abs(state[(0,) * state.ndim]) < -1
-        return (state, read(jnp.minimum(i + 1, count - 1) + late)), None
+        # The next windows go where these are: left free, the compiler makes copies of both.
+        return (state, read(jnp.minimum(i + 1, count - 1) + _zero_after(state))), None
 
+    state = varying(state, *arrays)
+    first = 0 if after is None else _zero_after(after)
+    return lax.scan(body, (state, read(first)), jnp.arange(count))[0][0]
+
+
+def _zero_after(array: Array) -> Array:
+    """Zero, which the compiler cannot know before the array is there."""
+    return (jnp.abs(jnp.ravel(array)[:1].sum()) < -1).astype(jnp.int32)
+
+
+def varying(value: Array, *arrays: Array) -> Array:
+    """The same value, in the type of what is computed from the arrays too.
+
+    Inside of `shard_map` the type says over which devices a value varies, and the state of a loop
+    must begin with the type that it ends with. A choice that is never taken gives it at no cost.
+    """
     for array in arrays:
-        # Inside of `shard_map` the state must vary over devices as the arrays do.
-        one = lax.stop_gradient(array[(0,) * array.ndim]).astype(state.dtype)
-        state = jnp.where(True, state, one)
-    return lax.scan(body, (state, read(0)), jnp.arange(count))[0][0]
+        one = lax.stop_gradient(jnp.ravel(array)[:1].sum()).astype(value.dtype)
+        value = jnp.where(True, value, one)
+    return value
 
 
 def _window(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:

@@ -29,7 +29,11 @@ def _products(x: Array, w: Array, geometry: Geometry) -> int:
 
 _CONV = [
     _Row("pointwise", lambda x, w, g: pointwise.fits(w, g), "one tap: a matrix product"),
-    _Row("depthwise", lambda x, w, g: depthwise.fits(w, g), "depthwise on CPU"),
+    _Row(
+        "depthwise",
+        lambda x, w, g: depthwise.fits(w, g) and g.groups > 1 and w.shape[-3] <= 64,
+        "depthwise on CPU",
+    ),
     _Row("xla", lambda x, w, g: g.groups > 1, "grouped"),
     _Row("xla", lambda x, w, g: x.ndim == 3, "1-D"),
     _Row(
@@ -47,7 +51,7 @@ _CONV = [
 _CONV_TRANSPOSE = [
     _Row(
         "matmul",
-        lambda x, w, g: one_product.fits(w, g) and _products(x, w, g) < 2**26,
+        lambda x, w, g: one_product.fits(w, g) and x.size * w.shape[-1] < 2**26,
         "kernel equal to strides: no two outputs overlap",
     ),
     _Row("phases", lambda x, w, g: phases.fits(w, g), "no product with the zeros between, on CPU"),

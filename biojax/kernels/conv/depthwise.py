@@ -11,13 +11,14 @@ The weights' gradient is a sum of the same kind, with rows of the image and of t
 gradient in the places of image and kernel: a reduction for each tap would read everything anew.
 """
 
-import itertools
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.blocked import Method, convolve, lifted
+from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, out_size
 from biojax.typing import Array
 
@@ -58,20 +59,30 @@ def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
     split = window.reshape(b, *sizes, c // lanes, lanes).swapaxes(3, 4)  # (b, z, y, c', x, lanes)
     w = w.reshape(kd, kh, kw, c // lanes, 1, lanes)
 
-    def plane(i) -> Array:
-        """The terms of depth i of the kernel."""
-        image = lax.dynamic_slice_in_dim(split, i * dd, (depth - 1) * sd + 1, axis=1)[:, ::sd]
-        terms = []
-        for j, k in itertools.product(range(kh), range(kw)):
-            rows = lax.slice_in_dim(image, j * dh, j * dh + (height - 1) * sh + 1, sh, axis=2)
-            taken = lax.slice_in_dim(rows, k * dw, k * dw + (width - 1) * sw + 1, sw, axis=4)
-            terms.append(taken * w[i, j, k])
-        return sum(terms[1:], start=terms[0])
+    def taken(image: Array, first: Array | int, count: int, stride: int, axis: int) -> Array:
+        """Every stride-th slice that one tap sees along an axis."""
+        image = lax.dynamic_slice_in_dim(image, first, (count - 1) * stride + 1, axis)
+        return lax.slice_in_dim(image, 0, None, stride, axis)
+
+    def terms(i: Array | int, rows: Array | Sequence[int]) -> Array:
+        """The sum over some rows of depth i of the kernel."""
+        image = taken(split, i * dd, depth, sd, axis=1)
+        total = None
+        for j in rows:
+            row = taken(image, j * dh, height, sh, axis=2)
+            for k in range(kw):
+                term = taken(row, k * dw, width, sw, axis=4) * w[i, j, k]
+                total = term if total is None else total + term
+        return total
 
     if kd * kh * kw <= MAX_TERMS:
-        y = sum((plane(i) for i in range(1, kd)), start=plane(0))
+        y = sum((terms(i, range(kh)) for i in range(1, kd)), start=terms(0, range(kh)))
+    elif kh * kw <= 2 * MAX_TERMS:
+        steps = jnp.arange(1, kd)
+        y = lax.scan(lambda y, i: (y + terms(i, range(kh)), None), terms(0, range(kh)), steps)[0]
     else:
-        y = lax.scan(lambda y, i: (y + plane(i), None), plane(0), jnp.arange(1, kd))[0]
+        steps = jnp.arange(1, kd * kh)
+        y = lax.scan(lambda y, i: (y + terms(i // kh, [i % kh]), None), terms(0, [0]), steps)[0]
     return y.swapaxes(3, 4).reshape(b, depth, height, width, c)
 
 
@@ -101,8 +112,8 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
 
         return tuple(total + column(k) for k, total in enumerate(totals)), None
 
-    zero = jnp.where(True, 0, window[0, 0, 0, 0, 0])
-    totals = tuple(jnp.zeros((kd, kh, width, c), dy.dtype) + zero for _ in range(kw))
+    zero = varying(jnp.zeros((kd, kh, width, c), dy.dtype), window, dy)
+    totals = (zero,) * kw
     totals = lax.scan(step, totals, jnp.arange(b * depth * groups))[0]
     return jnp.stack([total.sum(2) for total in totals], axis=2)[:, :, :, None]
 

@@ -1,0 +1,95 @@
+"""Convolution by blocks: the same as in one, in bounded memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.kernels import conv, conv_transpose, explain
+from biojax.kernels.conv import blocks
+from biojax.kernels.conv.blocks import plan
+from biojax.kernels.conv.winograd import matrices
+from biojax.kernels.specs import LARGE
+
+CASES = {
+    "planes": (conv, (2, 7, 6, 5, 3), (3, 3, 2, 3, 4), {"strides": (2, 1, 2)}),
+    "planes-outside": (
+        conv,
+        (1, 4, 6, 5, 2),
+        (3, 3, 3, 2, 3),
+        {"padding": ((0, 2), (4, 0), (3, 1))},
+    ),
+    "winograd": (conv, (2, 7, 6, 5, 3), (3, 3, 3, 3, 4), {}),
+    "winograd-cropping": (conv, (1, 13, 6, 5, 2), (5, 3, 3, 2, 2), {"padding": -1}),
+    "depthwise": (conv, (2, 5, 6, 7, 8), (3, 5, 5, 1, 8), {"feature_group_count": 8}),
+    "pointwise": (conv, (3, 5, 6, 7, 2), (1, 1, 1, 2, 3), {"strides": (1, 2, 1)}),
+    "phases": (conv_transpose, (2, 4, 3, 5, 3), (3, 4, 2, 3, 2), {"strides": (2, 3, 1)}),
+}
+
+
+def outputs_and_gradients(kernel, x, w, **options):
+    y, pull = jax.vjp(lambda x, w: kernel(x, w, **options), x, w)
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_many_blocks_equal_one(name, monkeypatch):
+    kernel, shape, w, options = CASES[name]
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (shape, w))
+    options = options | {"implementation": name.split("-")[0]}
+    whole = outputs_and_gradients(kernel, x, w, **options)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
+    jax.clear_caches()
+    parts = outputs_and_gradients(kernel, x, w, **options)
+    jax.clear_caches()
+    for part, one in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(part, one, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("out", "scratch", "tile", "blocks"),
+    [
+        ((1, 64, 64, 64), 4 * 100, 4, [(1, 1), (16, 4), (1, 64)]),
+        ((1, 48, 48, 48), 4, 1, [(1, 1), (1, 48), (1, 48)]),
+        ((4, 1, 256, 256), 4 * 100, 1, [(4, 1), (1, 1), (4, 64)]),
+        ((8, 4, 8, 8), 4 * 1000, 1, [(1, 8), (1, 4), (1, 8)]),
+        ((2, 7, 3, 3), 2**30, 4, [(2, 1), (2, 4), (3, 1)]),
+        ((0, 2, 3, 3), 4, 1, [(1, 1), (1, 2), (1, 3)]),
+    ],
+)
+def test_blocks_are_of_the_size_that_fits(out, scratch, tile, blocks):
+    cuts = plan(out, (2, 1), (3, 3), (1, 1), scratch, weights=0, tile=tile)
+    assert [(cut.count, cut.size) for cut in cuts] == blocks
+    assert all(cut.count * cut.size >= n for cut, n in zip(cuts, out[:3], strict=True))
+    assert [cut.step for cut in cuts[1:]] == [2 * cuts[1].size, cuts[2].size]
+    assert [cut.length for cut in cuts[1:]] == [2 * cuts[1].size + 1, cuts[2].size + 2]
+
+
+@pytest.mark.parametrize("taps", [3, 5, 7])
+def test_minimal_filtering(taps):
+    outputs = {3: 4, 5: 4, 7: 2}[taps]
+    a, g, b = matrices(outputs, taps)
+    rng = np.random.default_rng(taps)
+    x, w = rng.standard_normal(outputs + taps - 1), rng.standard_normal(taps)
+    np.testing.assert_allclose(a @ ((g @ w) * (b @ x)), np.correlate(x, w), rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["conv", "conv_transpose"])
+def test_memory_is_bounded(kernel):
+    """No more than 64 MiB beside the outputs, forward and both gradients, at every large float32 shape."""
+    function = {"conv": conv, "conv_transpose": conv_transpose}[kernel]
+    for spec in (spec for spec in LARGE[kernel] if spec.dtype == "float32"):
+        x, w = (jax.ShapeDtypeStruct(shape, spec.dtype) for shape in spec.shapes)
+
+        def apply(x, w, spec=spec):
+            return function(x, w, **spec.options)
+
+        def gradients(x, w, dy, apply=apply):
+            return jax.vjp(apply, x, w)[1](dy)
+
+        dy = jax.eval_shape(apply, x, w)
+        for step, arrays in ((apply, (x, w)), (gradients, (x, w, dy))):
+            memory = jax.jit(step).lower(*arrays).compile().memory_analysis()
+            assert memory.temp_size_in_bytes <= 64 * 2**20, (spec.name, explain(apply, x, w))
