@@ -112,15 +112,16 @@ def reduction_length(spec: Spec) -> int:
 
 def refuses(kernel: str, name: str, spec: Spec) -> bool:
     """What an implementation says it cannot do; everything else it must."""
-    taps = spec.shapes[1][:-2] if len(spec.shapes) > 1 else ()
+    first, *others = spec.shapes
+    taps = list(others[0][:-2]) if others else []
     groups = spec.options.get("feature_group_count", 1)
-    depthwise = groups == spec.shapes[0][-1]
+    depthwise = groups == first[-1]
     if (kernel, name) == ("conv_transpose", "matmul"):
         return "kernel_is_stride" not in spec.name and spec.name != "3d_flat"
     return {
         "planes": groups > 1,
         "winograd": groups > 1
-        or taps[:1] not in ((3,), (5,), (7,))
+        or taps[:1] not in ([3], [5], [7])
         or np.ravel(spec.options.get("strides", 1))[0] > 1
         or np.ravel(spec.options.get("kernel_dilation", 1))[0] > 1,
         "depthwise": not (groups > 1 and depthwise),

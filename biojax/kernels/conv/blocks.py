@@ -25,14 +25,14 @@ class Cut(NamedTuple):
     """How an axis is cut: block i has `size` outputs from the window [i * step - before, + length).
 
     Args:
-      count: blocks.
+      parts: blocks.
       size: outputs of each.
       step: pixels from one window to the next.
       length: pixels of a window.
       before: pixels of the first window before the image.
     """
 
-    count: int
+    parts: int
     size: int
     step: int
     length: int
@@ -41,7 +41,7 @@ class Cut(NamedTuple):
     @property
     def outputs(self) -> "Cut":
         """The same blocks of the outputs themselves."""
-        return Cut(self.count, self.size, self.size, self.size)
+        return Cut(self.parts, self.size, self.size, self.size)
 
 
 def plan(
@@ -96,7 +96,7 @@ def map_blocks(
     """
     block = jax.eval_shape(compute, jax.eval_shape(lambda x: _window(x, cuts, 0), x))
     shape = (
-        tuple(cut.count * n for cut, n in zip(cuts, block.shape, strict=False)) + block.shape[3:]
+        tuple(cut.parts * n for cut, n in zip(cuts, block.shape, strict=False)) + block.shape[3:]
     )
 
     def step(y: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
@@ -183,9 +183,9 @@ def _window(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:
     """Window i of x, zeros where it leaves the image."""
     for axis, (cut, k) in enumerate(zip(cuts, _position(cuts, i), strict=True)):
         n = x.shape[axis]
-        last = (cut.count - 1) * cut.step - cut.before
+        last = (cut.parts - 1) * cut.step - cut.before
         low, high = max(0, cut.before), max(0, last + cut.length - n)
-        if cut.count == 1:
+        if cut.parts == 1:
             x = _padded(x, axis, cut.before, cut.length - cut.before - n)
             continue
         taken = min(cut.length, n)
@@ -210,13 +210,13 @@ def _position(cuts: Sequence[Cut], i: Array | int) -> list[Array | int]:
     """Which block along each axis number i is."""
     position = []
     for cut in reversed(cuts):
-        position.append(i % cut.count if cut.count > 1 else 0)
-        i = i // cut.count
+        position.append(i % cut.parts if cut.parts > 1 else 0)
+        i = i // cut.parts
     return position[::-1]
 
 
 def _count(cuts: Sequence[Cut]) -> int:
-    return math.prod(cut.count for cut in cuts)
+    return math.prod(cut.parts for cut in cuts)
 
 
 def _part(n: int, limit: int) -> int:

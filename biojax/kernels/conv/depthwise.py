@@ -64,16 +64,14 @@ def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
         image = lax.dynamic_slice_in_dim(image, first, (count - 1) * stride + 1, axis)
         return lax.slice_in_dim(image, 0, None, stride, axis)
 
-    def terms(i: Array | int, rows: Array | Sequence[int]) -> Array:
+    def terms(i: Array | int, rows: Sequence[Array | int]) -> Array:
         """The sum over some rows of depth i of the kernel."""
         image = taken(split, i * dd, depth, sd, axis=1)
-        total = None
+        parts = []
         for j in rows:
             row = taken(image, j * dh, height, sh, axis=2)
-            for k in range(kw):
-                term = taken(row, k * dw, width, sw, axis=4) * w[i, j, k]
-                total = term if total is None else total + term
-        return total
+            parts += [taken(row, k * dw, width, sw, axis=4) * w[i, j, k] for k in range(kw)]
+        return sum(parts[1:], start=parts[0])
 
     if kd * kh * kw <= MAX_TERMS:
         y = sum((terms(i, range(kh)) for i in range(1, kd)), start=terms(0, range(kh)))

@@ -34,7 +34,8 @@ def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
         kernel = jnp.moveaxis(w, 0, 2).reshape(kh, kw, kd * c, f)
         y = plane_conv(jnp.concatenate(planes, axis=-1), kernel, geometry)
     else:
-        y = sum(plane_conv(plane, w[i], geometry) for i, plane in enumerate(planes))
+        parts = [plane_conv(plane, w[i], geometry) for i, plane in enumerate(planes)]
+        y = sum(parts[1:], start=parts[0])
     return y.reshape(b, -1, *y.shape[1:])
 
 

@@ -14,6 +14,7 @@ interpolation points by the construction of Toom and Cook (Barabasz et al., "Err
 improving the accuracy of Winograd convolution for deep neural networks", 2020, section 2).
 """
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -47,12 +48,12 @@ def matrices(outputs: int, taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     n = outputs + taps - 1
     points = POINTS[: n - 1]
     others = [[q for q in points if q != p] for p in points]
-    scale = [np.prod([p - q for q in rest]) for p, rest in zip(points, others, strict=True)]
+    scale = [math.prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)]
     a = [[p**i for p in points] + [Fraction(i == outputs - 1)] for i in range(outputs)]
     g = [[p**i / s for i in range(taps)] for p, s in zip(points, scale, strict=True)]
     g.append([Fraction(i == taps - 1) for i in range(taps)])
     b = [[*_polynomial(rest), Fraction(0)] for rest in others] + [_polynomial(points)]
-    return tuple(np.array(rows, dtype=float) for rows in (a, g, b))
+    return np.array(a, float), np.array(g, float), np.array(b, float)
 
 
 def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
