@@ -22,16 +22,14 @@ X3, W3 = shaped(1, 4, 5, 6, 2), shaped(3, 3, 3, 2, 4)
 
 def test_explain_says_what_and_why():
     (choice,) = explain(conv, X3, W3)
-    assert choice == Choice(
-        "conv", "planes", "3-D on CPU, where 2-D convolutions are several times faster"
-    )
-    assert str(choice).startswith("conv: planes (3-D on CPU")
+    assert choice == Choice("conv", "planes", "XLA's 2-D convolution, by blocks, on CPU")
+    assert str(choice).startswith("conv: planes (XLA's 2-D convolution")
 
 
 @pytest.mark.parametrize(
     ("function", "args", "options", "implementation", "reason"),
     [
-        (conv, (shaped(1, 4, 5, 2), shaped(3, 3, 2, 4)), {}, "xla", "2-D"),
+        (conv, (shaped(1, 4, 5, 2), shaped(3, 3, 2, 4)), {}, "xla", "2-D and small, on CPU"),
         (conv, (X3, shaped(3, 3, 3, 1, 4)), {"feature_group_count": 2}, "xla", "grouped"),
         (conv, (X3, W3), {"implementation": "xla"}, "xla", "named by the caller"),
         (
@@ -41,7 +39,13 @@ def test_explain_says_what_and_why():
             "matmul",
             "kernel equal to strides: no two outputs overlap",
         ),
-        (conv_transpose, (X3, W3), {"strides": 2}, "xla", "kernel differs from strides"),
+        (
+            conv_transpose,
+            (X3, W3),
+            {"strides": 2},
+            "phases",
+            "no product with the zeros between, on CPU",
+        ),
         (
             linear_scan,
             (shaped(3), shaped(2, 5, 3)),
@@ -61,7 +65,7 @@ def test_the_rule_of_each_kernel(function, args, options, implementation, reason
 @pytest.mark.parametrize(
     ("function", "args", "implementation", "reason"),
     [
-        (conv, (X3, W3), "xla", "the platform's own 3-D convolution on tpu"),
+        (conv, (X3, W3), "xla", "the platform's own convolution on tpu"),
         (linear_scan, (shaped(3), shaped(2, 5, 3)), "associative", "log(t) parallel steps on tpu"),
     ],
 )
@@ -73,7 +77,7 @@ def test_the_rule_on_an_accelerator(function, args, implementation, reason):
 
 def test_explain_computes_nothing():
     terabytes = shaped(64, 1024, 1024, 1024, 64)
-    assert explain(conv, terabytes, shaped(3, 3, 3, 64, 64))[0].implementation == "planes"
+    assert explain(conv, terabytes, shaped(3, 3, 3, 64, 64))[0].implementation == "winograd"
 
 
 def test_explain_a_model_in_the_order_traced():
@@ -81,7 +85,7 @@ def test_explain_a_model_in_the_order_traced():
     x = shaped(1, 4, 4, 4, 1)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     choices = explain(model.apply, variables, x, train=False)
-    encoder, decoder, head = 4 * ["planes"], 2 * ["planes"], ["planes"]
+    encoder, decoder, head = 4 * ["planes"], 2 * ["planes"], ["pointwise"]
     assert [c.implementation for c in choices] == [*encoder, "matmul", *decoder, *head]
     assert [c.kernel for c in choices] == 4 * ["conv"] + ["conv_transpose"] + 3 * ["conv"]
 
@@ -148,12 +152,14 @@ def test_the_nearest_implementation(kernel, wrong, right):
 @pytest.mark.parametrize(
     ("function", "w", "options", "reason"),
     [
-        (conv, (3, 3, 2, 4), {"implementation": "planes"}, "2-D with 1 groups"),
+        (conv, (2, 3, 2, 4), {"implementation": "winograd"}, r"'winograd' for kernel \(2, 3\)"),
+        (conv, (3, 3, 2, 4), {"implementation": "depthwise"}, "in 1 groups"),
+        (conv, (1, 3, 2, 4), {"implementation": "pointwise"}, "one tap"),
         (
             conv,
             (3, 3, 3, 1, 4),
             {"implementation": "planes", "feature_group_count": 2},
-            "3-D with 2 groups",
+            "'planes' for 2 groups",
         ),
         (conv_transpose, (3, 3, 3, 2, 4), {"strides": 2}, r"kernel \(3, 3, 3\), strides"),
         (conv_transpose, (2, 2, 2, 2, 4), {"strides": 2, "kernel_dilation": 2}, r"dilation \(2"),

@@ -43,7 +43,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "conv",
             f"implementation='depthwise' for a kernel {w.shape} in {geometry.groups} groups",
             "one input and one output channel for each group",
-            "Use implementation='matmul', or None to choose",
+            "Use implementation='xla', or None to choose",
         )
     y = convolve(METHOD, *lifted(x, w, geometry))
     return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])

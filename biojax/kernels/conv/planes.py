@@ -127,7 +127,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "conv",
             f"implementation='planes' for {geometry.groups} groups",
             "one group",
-            "Use implementation='matmul', or None to choose",
+            "Use implementation='xla', or None to choose",
         )
     y = convolve(METHOD, *lifted(x, w, geometry))
     return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])

@@ -23,7 +23,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "conv",
             f"implementation='pointwise' for a kernel {w.shape} in {geometry.groups} groups",
             "a kernel of one tap and one group",
-            "Use another implementation, or None to choose",
+            "Use implementation='xla', or None to choose",
         )
     y = convolve(_METHOD, *lifted(x, w, geometry))
     return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])

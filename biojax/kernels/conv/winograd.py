@@ -128,7 +128,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             f"implementation='winograd' for kernel {w.shape[:-2]}, strides {geometry.strides}, "
             f"dilation {geometry.dilation} and {geometry.groups} groups",
             "3, 5 or 7 taps along the first axis, no stride or dilation there, one group",
-            "Use implementation='planes', or None to choose",
+            "Use implementation='xla', or None to choose",
         )
     y = convolve(_METHODS[w.shape[0]], *lifted(x, w, geometry, at=1))
     return y.reshape(*y.shape[:2], *y.shape[5 - x.ndim + 2 :])
