@@ -10,9 +10,11 @@ import pytest
 from biojax.convert import convert_state_dict, load_weights, read_state_dict, save_weights
 from biojax.models import MedNeXt, ResEncUNet, ResidualUNet, ResNet3D, UNet, create_model, upkern
 
-torch = pytest.importorskip("torch")
-nets = pytest.importorskip("monai.networks.nets")
-dna = pytest.importorskip("dynamic_network_architectures.architectures.unet")
+torch = pytest.importorskip("torch", reason="torch is not installed")
+nets = pytest.importorskip("monai.networks.nets", reason="monai is not installed")
+dna = pytest.importorskip(
+    "dynamic_network_architectures.architectures.unet", reason="its U-Nets are not installed"
+)
 
 pytestmark = [
     pytest.mark.peers,

@@ -19,7 +19,7 @@ from jax import lax
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.blocked import Method, convolve, lifted
 from biojax.kernels.conv.blocks import varying
-from biojax.kernels.conv.geometry import Geometry, out_size
+from biojax.kernels.conv.geometry import Geometry, out_size, pad
 from biojax.typing import Array
 
 __all__ = ["METHOD", "conv", "fits"]
@@ -52,7 +52,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
 def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
     (kd, kh, kw, _, c), (sd, sh, sw), (dd, dh, dw) = w.shape, geometry.strides, geometry.dilation
     lanes = LANES if c % LANES == 0 else c
-    window = _width_padded(window, geometry)
+    window = pad(window, geometry.pads)
     b, *sizes, _ = window.shape
     steps = zip(sizes, (kd, kh, kw), geometry.dilation, geometry.strides, strict=True)
     depth, height, width = (out_size(n, (0, 0), (k - 1) * d + 1, s) for n, k, d, s in steps)
@@ -87,7 +87,7 @@ def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
 def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geometry) -> Array:
     """For each column of the kernel, products of rows, added up over `ROWS` rows at a time."""
     (kd, kh, kw, _, c), (sd, sh, sw), (dd, dh, dw) = kernel, geometry.strides, geometry.dilation
-    window = _width_padded(window, geometry)
+    window = pad(window, geometry.pads)
     b, depth, height, width, _ = dy.shape
     rows = min(ROWS, height)
     groups = -(-height // rows)
@@ -114,13 +114,6 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     totals = (zero,) * kw
     totals = lax.scan(step, totals, jnp.arange(b * depth * groups))[0]
     return jnp.stack([total.sum(2) for total in totals], axis=2)[:, :, :, None]
-
-
-def _width_padded(window: Array, geometry: Geometry) -> Array:
-    pads = [(0, 0, 0), (0, 0, 0), (0, 0, 0), (*geometry.pads[2], 0), (0, 0, 0)]
-    return (
-        window if geometry.pads[2] == (0, 0) else lax.pad(window, jnp.zeros((), window.dtype), pads)
-    )
 
 
 def _scratch(kernel: tuple[int, ...]) -> int:

@@ -1,11 +1,10 @@
 """Convolution with one tap: a matrix product over the channels of every pixel."""
 
 import jax.numpy as jnp
-from jax import lax
 
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.blocked import Method, convolve, lifted
-from biojax.kernels.conv.geometry import Geometry
+from biojax.kernels.conv.geometry import Geometry, pad
 from biojax.typing import Array
 
 __all__ = ["conv", "fits"]
@@ -31,8 +30,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
 
 def _taken(window: Array, geometry: Geometry) -> Array:
     """The pixels that count."""
-    pads = [(0, 0, 0), (0, 0, 0), (0, 0, 0), (*geometry.pads[2], 0), (0, 0, 0)]
-    window = lax.pad(window, jnp.zeros((), window.dtype), pads)
+    window = pad(window, geometry.pads)
     return window[:, *(slice(None, None, s) for s in geometry.strides)]
 
 
