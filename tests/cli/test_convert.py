@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from biojax.cli import main
 from biojax.convert import load_weights
@@ -17,7 +18,6 @@ STATE = {
 @pytest.fixture
 def line(tmp_path):
     """The words of a conversion, and its files."""
-    numpy_files = pytest.importorskip("safetensors.numpy")
     fields = FIELDS.replace("[2]", "[2, 4]")
     state = {
         **STATE,
@@ -30,7 +30,7 @@ def line(tmp_path):
         "decoder.seg_layers.0.weight": np.ones((2, 2, 1), np.float32),
         "decoder.seg_layers.0.bias": np.ones(2, np.float32),
     }
-    numpy_files.save_file(state, tmp_path / "theirs.safetensors")
+    save_file(state, tmp_path / "theirs.safetensors")
     return [
         "convert",
         *("--weights", str(tmp_path / "theirs.safetensors")),

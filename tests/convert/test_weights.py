@@ -5,12 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors import numpy as numpy_files
 
 from biojax.convert import convert_state_dict, load_weights, read_state_dict, save_weights
 from biojax.errors import CheckpointError, ConfigError, FileError
 from biojax.models import create_model
-
-numpy_files = pytest.importorskip("safetensors.numpy")
 
 RECIPE = {
     "name": "residual_unet",

@@ -202,7 +202,7 @@ def test_streaming_holds_few_planes(tmp_path, name, compression):
 
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="only POSIX can limit the size of files")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     volume = Volume(np.random.default_rng(0).integers(0, 255, (64, 64, 64), np.uint8), "zyx")
     for name in ("a.ome.tif", "a.tif", "a.nii", "a.nii.gz"):

@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 
+import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
@@ -14,7 +15,6 @@ import tifffile
 from biojax.errors import BiojaxError, FileError
 from biojax.io import Volume, open_volume, read_volume, write_volume
 
-nib = pytest.importorskip("nibabel")
 STACK = np.random.default_rng(0).integers(0, 60_000, (3, 20, 24), np.uint16)
 
 

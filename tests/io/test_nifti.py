@@ -2,13 +2,13 @@
 
 import itertools
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from biojax.errors import ConfigError
 from biojax.io import Volume, open_volume, read_volume, write_planes, write_volume
 
-nib = pytest.importorskip("nibabel")
 REVERSE = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
 DATA = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 ORIENTATIONS = [
