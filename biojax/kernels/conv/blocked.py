@@ -14,13 +14,15 @@ deconvolution layer the same as a convolutional layer?", 2016).
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from biojax.kernels.conv import bilinear
+from biojax.kernels.conv.bilinear import adjoint
 from biojax.kernels.conv.blocks import map_blocks, plan, sum_blocks, varying
 from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.kernels.dispatch import accumulator
@@ -49,13 +51,24 @@ class Method(NamedTuple):
     tile: int = 1
 
 
-@partial(jax.jit, static_argnums=(0, 3), inline=True)
 def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f)."""
-    return _convolve(method, varying(x, w), varying(w, x), geometry)
+    return bilinear.convolve(_maps(method), x, w, geometry)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def transposed(
+    method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
+) -> Array:
+    """The adjoint in x of `convolve(method, x, w, geometry)`, for x of size `spatial`."""
+    return bilinear.transposed(_maps(method), y, w, geometry, spatial)
+
+
+@cache
+def _maps(method: Method) -> bilinear.Maps:
+    steps = (_convolve, _transposed, _weight_gradient)
+    return bilinear.Maps(*[partial(step, method) for step in steps])
+
+
 def _convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     wide = accumulator(x.dtype)
     cuts, out = _cuts(method, x.shape, w.shape, geometry, x.dtype)
@@ -67,15 +80,6 @@ def _convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     return map_blocks(compute, x, cuts, jax.ShapeDtypeStruct(out, x.dtype))
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4), inline=True)
-def transposed(
-    method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
-) -> Array:
-    """The adjoint in x of `convolve(method, x, w, geometry)`, for x of size `spatial`."""
-    return _transposed(method, varying(y, w), varying(w, y), geometry, spatial)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def _transposed(
     method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
 ) -> Array:
@@ -122,50 +126,17 @@ def _transposed(
     return map_blocks(compute, y, cuts, out)
 
 
-def weight_gradient(
-    method: Method, x: Array, dy: Array, w: Array, geometry: Geometry, after: Array
+def _weight_gradient(
+    method: Method, x: Array, dy: Array, after: Array, kernel: tuple[int, ...], geometry: Geometry
 ) -> Array:
-    """The gradient of `sum(convolve(method, x, w, geometry) * dy)` in w, computed after `after`."""
     wide = accumulator(x.dtype)
-    cuts, _ = _cuts(method, x.shape, w.shape, geometry, x.dtype)
-    _, restore = jax.vjp(method.prepare, w.astype(wide))
+    cuts, _ = _cuts(method, x.shape, kernel, geometry, x.dtype)
+    _, restore = jax.vjp(method.prepare, varying(jnp.zeros(kernel, wide), x, dy))
 
     def compute(window: Array, dy: Array) -> Array:
-        return method.gradient(window.astype(wide), dy.astype(wide), w.shape, _inner(geometry))
+        return method.gradient(window.astype(wide), dy.astype(wide), kernel, _inner(geometry))
 
-    return restore(sum_blocks(compute, x, dy, cuts, after))[0].astype(w.dtype)
-
-
-def _convolve_fwd(method, x, w, geometry):
-    return convolve(method, x, w, geometry), (x, w)
-
-
-def _convolve_bwd(method, geometry, saved, dy):
-    x, w = saved
-    dx = transposed(method, dy, w, geometry, x.shape[1:-1])
-    return dx, weight_gradient(method, x, dy, w, geometry, after=dx)
-
-
-def _transposed_fwd(method, y, w, geometry, spatial):
-    return transposed(method, y, w, geometry, spatial), (y, w)
-
-
-def _transposed_bwd(method, geometry, spatial, saved, dx):
-    del spatial
-    y, w = saved
-    dy = convolve(method, dx, w, geometry)
-    return dy, weight_gradient(method, dx, y, w, geometry, after=dy)
-
-
-_convolve.defvjp(_convolve_fwd, _convolve_bwd)
-_transposed.defvjp(_transposed_fwd, _transposed_bwd)
-
-
-def adjoint(w: Array, groups: int) -> Array:
-    """The kernel that takes output gradients to input gradients: mirrored, in and out swapped."""
-    *kernel, c, f = w.shape
-    w = jnp.flip(w, range(len(kernel))).reshape(*kernel, c, groups, f // groups)
-    return jnp.swapaxes(w, -3, -1).reshape(*kernel, f // groups, groups * c)
+    return restore(sum_blocks(compute, x, dy, cuts, after))[0]
 
 
 def lifted(x: Array, w: Array, geometry: Geometry, at: int = 0) -> tuple[Array, Array, Geometry]:

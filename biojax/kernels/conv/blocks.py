@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
 
 from biojax.typing import Array
 
@@ -173,6 +174,8 @@ def varying(value: Array, *arrays: Array) -> Array:
     Inside of `shard_map` the type says over which devices a value varies, and the state of a loop
     must begin with the type that it ends with. A choice that is never taken gives it at no cost.
     """
+    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
+        return value
     for array in arrays:
         one = lax.stop_gradient(jnp.ravel(array)[:1].sum()).astype(value.dtype)
         value = jnp.where(True, value, one)

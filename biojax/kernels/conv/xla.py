@@ -1,7 +1,15 @@
-"""XLA's own convolution: the best there is on GPU and TPU."""
+"""XLA's own convolution: the best there is on GPU and TPU.
 
+Its partitioner shares it over devices, but gathers images in groups of several channels
+(jaxlib 0.10.2). So those are shared as `bilinear` says, and differentiate in reverse only.
+"""
+
+import jax
+import jax.numpy as jnp
 from jax import lax
 
+from biojax.kernels.conv import bilinear
+from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, cropped
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
@@ -13,7 +21,9 @@ LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "
 
 def conv(x: Array, w: Array, geometry: Geometry) -> Array:
     """`jax.lax.conv_general_dilated`, summed in at least float32."""
-    return accumulated(x, w, geometry).astype(x.dtype)
+    if _in_groups(w, geometry):
+        return bilinear.convolve(_GROUPED, x, w, geometry)
+    return _conv(x, w, geometry)
 
 
 def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
@@ -34,6 +44,8 @@ def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
 
 def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
     """The same with the image dilated by the strides, which XLA does not materialise."""
+    if _in_groups(w, geometry):
+        return bilinear.conv_transpose(_GROUPED, x, w, geometry)
     return lax.conv_general_dilated(
         x,
         w,
@@ -46,3 +58,27 @@ def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
         precision=geometry.precision,
         preferred_element_type=accumulator(x.dtype),
     ).astype(x.dtype)
+
+
+def _in_groups(w: Array, geometry: Geometry) -> bool:
+    return geometry.groups > 1 and w.shape[-2] > 1
+
+
+def _conv(x: Array, w: Array, geometry: Geometry) -> Array:
+    return accumulated(x, w, geometry).astype(x.dtype)
+
+
+def _transposed(y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]) -> Array:
+    x = jnp.zeros((y.shape[0], *spatial, w.shape[-2] * geometry.groups), y.dtype)
+    return jax.vjp(lambda x: _conv(x, w, geometry), varying(x, y))[1](y)[0]
+
+
+def _weight_gradient(
+    x: Array, y: Array, after: Array, kernel: tuple[int, ...], geometry: Geometry
+) -> Array:
+    del after
+    w = varying(jnp.zeros(kernel, x.dtype), x)
+    return jax.vjp(lambda w: _conv(x, w, geometry), w)[1](y)[0].astype(accumulator(x.dtype))
+
+
+_GROUPED = bilinear.Maps(_conv, _transposed, _weight_gradient)
