@@ -28,7 +28,7 @@ from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
-__all__ = ["Method", "adjoint", "convolve", "lifted", "transposed"]
+__all__ = ["Method", "adjoint", "conv_transpose", "convolve", "lifted", "transposed"]
 
 
 class Method(NamedTuple):
@@ -54,6 +54,11 @@ class Method(NamedTuple):
 def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f)."""
     return bilinear.convolve(_maps(method), x, w, geometry)
+
+
+def conv_transpose(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
+    """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f), pads around x spread out."""
+    return bilinear.conv_transpose(_maps(method), x, w, geometry)
 
 
 def transposed(
