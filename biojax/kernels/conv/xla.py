@@ -1,7 +1,8 @@
 """XLA's own convolution: the best there is on GPU and TPU.
 
-Its partitioner shares it over devices, but gathers images in groups of several channels
-(jaxlib 0.10.2). So those are shared as `bilinear` says, and differentiate in reverse only.
+Its partitioner shares it over devices. But it gathers images in groups of several channels, and for
+the weights' gradient of a transposed convolution with strides (jaxlib 0.10.2). So these two are
+shared as `bilinear` says, and differentiate in reverse only.
 """
 
 import jax
@@ -22,7 +23,7 @@ LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "
 def conv(x: Array, w: Array, geometry: Geometry) -> Array:
     """`jax.lax.conv_general_dilated`, summed in at least float32."""
     if _in_groups(w, geometry):
-        return bilinear.convolve(_GROUPED, x, w, geometry)
+        return bilinear.convolve(_MAPS, x, w, geometry)
     return _conv(x, w, geometry)
 
 
@@ -44,20 +45,9 @@ def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
 
 def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
     """The same with the image dilated by the strides, which XLA does not materialise."""
-    if _in_groups(w, geometry):
-        return bilinear.conv_transpose(_GROUPED, x, w, geometry)
-    return lax.conv_general_dilated(
-        x,
-        w,
-        window_strides=(1,) * (x.ndim - 2),
-        padding=geometry.pads,
-        lhs_dilation=geometry.strides,
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=LAYOUTS[x.ndim - 2],
-        feature_group_count=geometry.groups,
-        precision=geometry.precision,
-        preferred_element_type=accumulator(x.dtype),
-    ).astype(x.dtype)
+    if _in_groups(w, geometry) or max(geometry.strides) > 1:
+        return bilinear.conv_transpose(_MAPS, x, w, geometry)
+    return conv(x, w, geometry)
 
 
 def _in_groups(w: Array, geometry: Geometry) -> bool:
@@ -81,4 +71,4 @@ def _weight_gradient(
     return jax.vjp(lambda w: _conv(x, w, geometry), w)[1](y)[0].astype(accumulator(x.dtype))
 
 
-_GROUPED = bilinear.Maps(_conv, _transposed, _weight_gradient)
+_MAPS = bilinear.Maps(_conv, _transposed, _weight_gradient)
