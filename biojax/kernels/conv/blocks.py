@@ -95,7 +95,7 @@ def map_blocks(
       cuts: of batch, depth and height.
       out: the shape and dtype of the result.
     """
-    block = jax.eval_shape(compute, jax.eval_shape(lambda x: _window(x, cuts, 0), x))
+    block = jax.eval_shape(lambda x: compute(_window(x, cuts, 0)), x)
     shape = (
         tuple(cut.parts * n for cut, n in zip(cuts, block.shape, strict=False)) + block.shape[3:]
     )
