@@ -22,6 +22,7 @@ CASES = {
     "winograd": (conv, (2, 7, 6, 5, 3), (3, 3, 3, 3, 4), {}),
     "winograd-cropping": (conv, (1, 13, 6, 5, 2), (5, 3, 3, 2, 2), {"padding": -1}),
     "depthwise": (conv, (2, 5, 6, 7, 8), (3, 5, 5, 1, 8), {"feature_group_count": 8}),
+    "grouped": (conv, (2, 5, 6, 7, 6), (3, 2, 3, 2, 9), {"feature_group_count": 3}),
     "pointwise": (conv, (3, 5, 6, 7, 2), (1, 1, 1, 2, 3), {"strides": (1, 2, 1)}),
     "phases": (conv_transpose, (2, 4, 3, 5, 3), (3, 4, 2, 3, 2), {"strides": (2, 3, 1)}),
 }

@@ -30,7 +30,13 @@ def test_explain_says_what_and_why():
     ("function", "args", "options", "implementation", "reason"),
     [
         (conv, (shaped(1, 4, 5, 2), shaped(3, 3, 2, 4)), {}, "xla", "2-D and small, on CPU"),
-        (conv, (X3, shaped(3, 3, 3, 1, 4)), {"feature_group_count": 2}, "xla", "grouped"),
+        (
+            conv,
+            (X3, shaped(3, 3, 3, 1, 4)),
+            {"feature_group_count": 2},
+            "grouped",
+            "groups merged to fill vectors, on CPU",
+        ),
         (conv, (X3, W3), {"implementation": "xla"}, "xla", "named by the caller"),
         (
             conv_transpose,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv import depthwise, matmul, phases, planes, pointwise, winograd, xla
+from biojax.kernels.conv import depthwise, grouped, matmul, phases, planes, pointwise, winograd, xla
 from biojax.kernels.conv.choose import choose_conv, choose_conv_transpose
 from biojax.kernels.conv.geometry import (
     Geometry,
@@ -26,6 +26,7 @@ _CONV = {
     "planes": planes.conv,
     "winograd": winograd.conv,
     "depthwise": depthwise.conv,
+    "grouped": grouped.conv,
     "pointwise": pointwise.conv,
 }
 _CONV_TRANSPOSE = {
@@ -64,9 +65,9 @@ def conv(
       feature_group_count: the number of groups g.
       precision: passed to every product, as in `jax.lax`.
       implementation: "xla", "planes" (2-D convolutions over the depth), "winograd" (the same
-        with fewer products, for 3, 5 or 7 taps along the first axis), "depthwise", "pointwise"
-        (one tap), or None to choose. All but "xla" are meant for the CPU, and differentiate in
-        reverse only.
+        with fewer products, for 3, 5 or 7 taps along the first axis), "depthwise", "grouped",
+        "pointwise" (one tap), or None to choose. All but "xla" are meant for the CPU, and
+        differentiate in reverse only.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.

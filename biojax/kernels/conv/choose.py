@@ -34,7 +34,7 @@ _CONV = [
         lambda x, w, g: depthwise.fits(w, g) and g.groups > 1 and w.shape[-3] <= 64,
         "depthwise on CPU",
     ),
-    _Row("xla", lambda x, w, g: g.groups > 1, "grouped"),
+    _Row("grouped", lambda x, w, g: g.groups > 1, "groups merged to fill vectors, on CPU"),
     _Row("xla", lambda x, w, g: x.ndim == 3, "1-D"),
     _Row(
         "xla",
