@@ -1,21 +1,23 @@
 """Choosing an implementation, and saying why.
 
 A kernel's public function calls `select` with its own implementations and its own rule. A named
-implementation is taken as named, and raises where it cannot do the job; with None the rule
-decides. `explain` traces a call without computing it and tells what was chosen.
+implementation is taken as named, and raises where it cannot do the job; with None the one that
+`tune` measured decides, and the rule where nothing was measured. `explain` traces a call without
+computing it and tells what was chosen.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, nearest
-from biojax.typing import Dtype
+from biojax.kernels.measured import described, find
+from biojax.typing import Array, Dtype
 
-__all__ = ["Choice", "accumulator", "explain", "platform", "select"]
+__all__ = ["Call", "Choice", "accumulator", "explain", "of_arrays", "platform", "select", "trace"]
 
 
 class Choice(NamedTuple):
@@ -29,11 +31,25 @@ class Choice(NamedTuple):
         return f"{self.kernel}: {self.implementation} ({self.reason})"
 
 
+class Call(NamedTuple):
+    """One call of a kernel, as its implementations see it.
+
+    Args:
+      choice: what ran, and why.
+      implementations: the names of all.
+      text: the kernel's name, shapes, dtypes and options, written out.
+    """
+
+    choice: Choice
+    implementations: tuple[str, ...]
+    text: str
+
+
 @dataclasses.dataclass(eq=False)
 class _Record:
-    """The choices of one call of `explain`."""
+    """The calls of kernels in one trace."""
 
-    choices: list[Choice] = dataclasses.field(default_factory=list)
+    calls: list[Call] = dataclasses.field(default_factory=list)
 
 
 # A part of jit's cache key: under a new record, functions traced before are traced again.
@@ -46,33 +62,48 @@ def select(
     implementation: str | None,
     rule: Callable[[], tuple[str, str]],
 ) -> Callable:
-    """The implementation to call.
+    """The function to call, which chooses once it sees its arguments.
 
     Args:
       kernel: the public function's name, for errors and explanations.
       implementations: every implementation by name.
-      implementation: one of those names, or None to let the rule choose.
-      rule: called for None; returns a name and the reason in a few words.
+      implementation: one of those names, or None to choose.
+      rule: called for None, where nothing was measured; returns a name and the reason in a few
+        words.
 
     Raises:
       ConfigError: no implementation of that name.
     """
-    if implementation is None:
-        name, reason = rule()
-    elif implementation in implementations:
-        name, reason = implementation, "named by the caller"
-    else:
+    _known(kernel, implementations, implementation)
+
+    def run(*args):
+        text = described(kernel, args)
+        row = find(text, platform()) if implementation is None else None
+        if implementation is not None:
+            name, reason = implementation, "named by the caller"
+        elif row is not None:
+            name, reason = row.implementation, row.reason
+            _known(kernel, implementations, name)
+        else:
+            name, reason = rule()
+        record = _record.value
+        if record is not None:
+            choice = Choice(kernel, name, reason)
+            record.calls.append(Call(choice, tuple(implementations), text))
+        return implementations[name](*args)
+
+    return run
+
+
+def _known(kernel: str, implementations: Mapping[str, Callable], name: str | None) -> None:
+    if name is not None and name not in implementations:
         raise ConfigError(
             kernel,
-            f"implementation={implementation!r}",
+            f"implementation={name!r}",
             f"one of {', '.join(map(repr, implementations))}, or None to choose",
             "Name one of these",
-            nearest(implementation, implementations),
+            nearest(name, implementations),
         )
-    record = _record.value
-    if record is not None:
-        record.choices.append(Choice(kernel, name, reason))
-    return implementations[name]
 
 
 def explain(function: Callable, *args, **kwargs) -> list[Choice]:
@@ -92,21 +123,34 @@ def explain(function: Callable, *args, **kwargs) -> list[Choice]:
     >>> print(explain(conv, x, w)[0])
     conv: xla (2-D and small, on CPU)
     """
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    traced = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
-    arrays = [leaf for leaf, is_array in zip(leaves, traced, strict=True) if is_array]
+    return [call.choice for call in trace(*of_arrays(function, args, kwargs))]
 
-    def call(arrays):
-        rest = iter(arrays)
-        filled = [next(rest) if t else leaf for leaf, t in zip(leaves, traced, strict=True)]
-        args, kwargs = jax.tree.unflatten(tree, filled)
-        function(*args, **kwargs)
+
+def trace(function: Callable, arrays: Sequence[Array | jax.ShapeDtypeStruct]) -> list[Call]:
+    """The calls of kernels in `function(*arrays)`, which is not computed."""
+
+    def run(arrays):
+        function(*arrays)
         return ()
 
     record = _Record()
     with _record(record):
-        jax.eval_shape(call, arrays)
-    return record.choices
+        jax.eval_shape(run, arrays)
+    return record.calls
+
+
+def of_arrays(function: Callable, args: tuple, kwargs: Mapping) -> tuple[Callable, list]:
+    """The same call as a function of its arrays alone, and the arrays."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    traced = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+
+    def call(*arrays, **options):
+        rest = iter(arrays)
+        filled = [next(rest) if t else leaf for leaf, t in zip(leaves, traced, strict=True)]
+        args, kwargs = jax.tree.unflatten(tree, filled)
+        return function(*args, **kwargs, **options)
+
+    return call, [leaf for leaf, is_array in zip(leaves, traced, strict=True) if is_array]
 
 
 def platform() -> str:
