@@ -9,6 +9,7 @@ from biojax.kernels.conv import conv, conv_transpose
 from biojax.kernels.dispatch import Choice, explain
 from biojax.kernels.pool import avg_pool, max_pool
 from biojax.kernels.scan import gru, linear_scan, lstm, rnn
+from biojax.kernels.tune import tune
 
 __all__ = [
     "Choice",
@@ -22,4 +23,5 @@ __all__ = [
     "lstm",
     "max_pool",
     "rnn",
+    "tune",
 ]

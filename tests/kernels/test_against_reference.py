@@ -32,7 +32,7 @@ REFERENCES = {
     "attention": attention_reference,
 }
 IMPLEMENTATIONS = {
-    "conv": ["xla", "planes", "winograd", "depthwise", "pointwise"],
+    "conv": ["xla", "planes", "winograd", "depthwise", "grouped", "pointwise"],
     "conv_transpose": ["xla", "phases", "matmul"],
     "max_pool": ["xla"],
     "avg_pool": ["xla"],
