@@ -1,14 +1,15 @@
 """Pooling: values by hand, a loop in numpy, and what is refused."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from biojax.errors import ShapeError
-from biojax.kernels import avg_pool, max_pool
+from biojax.errors import ShapeError, UnsupportedError
+from biojax.kernels import avg_pool, explain, max_pool
 
 
 def line(*values: float) -> jax.Array:
@@ -78,6 +79,92 @@ def test_gradients_by_hand():
     assert mean[0, :, 0].tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5]
 
 
+def scatters(function, *arrays) -> bool:
+    """Whether the program scatters, as written or as compiled."""
+    lowered = jax.jit(function).lower(*arrays)
+    texts = lowered.as_text(), lowered.compile().as_text()
+    return any(re.search(r'scatter"?\(', str(text)) for text in texts)
+
+
+WINDOWS = {
+    "tiles": {"window": (2, 3)},
+    "taps": {"window": 3, "strides": 2, "padding": ((1, 1), (-1, 2))},
+}
+
+
+def pulled_back(pool, implementation, options, dtype="float32"):
+    """The gradient in x of a cotangent, as one program, and both arrays."""
+
+    def gradient(x, dy):
+        def run(x):
+            return pool(x, **options, implementation=implementation)
+
+        return jax.vjp(run, x)[1](dy)[0]
+
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 9, 5)), dtype)
+    out = jax.eval_shape(lambda x: pool(x, **options), x)
+    dy = jnp.asarray(np.random.default_rng(1).integers(-9, 9, out.shape), dtype)
+    return jax.jit(gradient), x, dy
+
+
+@pytest.mark.parametrize("implementation", WINDOWS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_equal_maxima_the_first_has_the_gradient(implementation, dtype):
+    """Whole numbers, so that sums are exact: nearly every window has ties."""
+    options = WINDOWS[implementation]
+    ours, x, dy = pulled_back(max_pool, implementation, options, dtype)
+    theirs, *_ = pulled_back(max_pool, "xla", options, dtype)
+    np.testing.assert_array_equal(ours(x, dy), theirs(x, dy))
+    assert ours(x, dy).dtype == dtype
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+@pytest.mark.parametrize("implementation", WINDOWS)
+def test_gradients_do_not_scatter(pool, implementation):
+    gradient, *arrays = pulled_back(pool, implementation, WINDOWS[implementation])
+    assert not scatters(gradient, *arrays)
+    theirs, *arrays = pulled_back(max_pool, "xla", WINDOWS[implementation])
+    assert scatters(theirs, *arrays)
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_overlapping_gradients_add_up_in_float32(pool):
+    """All of 17 windows see the middle pixel; in bfloat16 their sum would be rounded 17 times."""
+    x = jnp.zeros((1, 33, 1), jnp.bfloat16).at[0, 16].set(1)
+    y, pull = jax.vjp(lambda x: pool(x, 17, strides=1, implementation="taps"), x)
+    (dx,) = pull(jnp.full(y.shape, 1 + 2**-7, y.dtype))
+    expected = (17 if pool is max_pool else 1) * (1 + 2**-7)
+    assert float(dx[0, 16, 0]) == float(jnp.asarray(expected, jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("pool", "options", "name", "reason"),
+    [
+        (max_pool, {"window": 2}, "tiles", "side by side"),
+        (max_pool, {"window": 4, "strides": 2}, "taps", "sum over taps"),
+        (max_pool, {"window": 2, "padding": 1}, "taps", "sum over taps"),
+        (max_pool, {"window": 5, "strides": 1}, "xla", "large windows"),
+        (avg_pool, {"window": 5, "strides": 1}, "taps", "sum over taps"),
+        (avg_pool, {"window": (8, 2, 4)}, "tiles", "side by side"),
+    ],
+)
+def test_the_rule(pool, options, name, reason):
+    x = jax.ShapeDtypeStruct((1, 8, 8, 8, 2), jnp.float32)
+    (choice,) = explain(pool, x, **options)
+    assert choice.implementation == name
+    assert reason in choice.reason
+    labels = jax.ShapeDtypeStruct(x.shape, jnp.int32)
+    assert explain(pool, labels, **options)[0][1:] == ("xla", "integers have no gradient")
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": 2}, {"window": 3, "strides": 1}, {"window": 3, "padding": [(0, 1)]}]
+)
+def test_tiles_are_refused_where_windows_do_not_tile(options):
+    with pytest.raises(UnsupportedError, match=r"implementation='tiles'.*Use .*'taps'"):
+        max_pool(jnp.ones((1, 5, 1)), **options, implementation="tiles")
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_long_means_do_not_stall(dtype):
     y = avg_pool(jnp.ones((1, 64, 64, 1), dtype), 64)
@@ -87,9 +174,13 @@ def test_long_means_do_not_stall(dtype):
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
-def test_transforms(pool, stands_every_transform):
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4, 3, 5, 2)), jnp.float32)
-    stands_every_transform(lambda x: pool(x, 2, padding="SAME"), x)
+@pytest.mark.parametrize(
+    ("implementation", "options"),
+    [("xla", {"padding": "SAME"}), ("taps", {"padding": "SAME"}), ("tiles", {})],
+)
+def test_transforms(pool, implementation, options, stands_every_transform):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4, 2, 6, 2)), jnp.float32)
+    stands_every_transform(lambda x: pool(x, 2, **options, implementation=implementation), x)
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])

@@ -11,8 +11,9 @@ __all__ = ["avg_pool", "max_pool"]
 
 
 def max_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:
-    """The maximum over the window's taps, padding being minus infinity."""
-    return _taps(x, window, strides, pads, -jnp.inf).max(axis=0)
+    """The first maximum of the window's taps, padding being minus infinity."""
+    taps = _taps(x, window, strides, pads, -jnp.inf)
+    return jnp.take_along_axis(taps, taps.argmax(axis=0, keepdims=True), axis=0)[0]
 
 
 def avg_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:

@@ -1,14 +1,16 @@
 """Pooling by XLA's own window reductions."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from biojax.kernels.conv.geometry import Pads
+from biojax.kernels.conv.geometry import Pads, cropped, out_size
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
-__all__ = ["avg_pool", "max_pool"]
+__all__ = ["avg_pool", "counts", "max_pool"]
 
 
 def max_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:
@@ -21,15 +23,31 @@ def avg_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: 
     """`reduce_window` with a sum, over how many pixels each window holds."""
     zero = np.zeros((), accumulator(x.dtype))
     total = _reduce(x.astype(zero.dtype), zero, lax.add, window, strides, pads)
-    if any(map(any, pads)):
-        ones = jnp.ones((1, *x.shape[1:-1], 1), zero.dtype)
-        count = _reduce(ones, zero, lax.add, window, strides, pads)
-    else:
-        count = np.prod(window)
-    return (total / count).astype(x.dtype)
+    for count in counts(x.shape[1:-1], window, strides, pads):
+        total = total / count.astype(zero.dtype)
+    return total.astype(x.dtype)
+
+
+def counts(
+    spatial: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], pads: Pads
+) -> list[np.ndarray]:
+    """How many pixels each window holds along each axis, in shapes that broadcast to (b, *out, c).
+
+    Where nothing is padded, all in one number: XLA would fold a whole array of them slowly.
+    """
+    if not any(map(any, pads)):
+        return [np.asarray(math.prod(window))]
+    numbers = []
+    for axis, each in enumerate(zip(spatial, pads, window, strides, strict=True)):
+        n, (before, _), k, s = each
+        start = np.arange(out_size(*each)) * s - before
+        held = np.minimum(start + k, n) - np.maximum(start, 0)
+        numbers.append(held.reshape(-1, *[1] * (len(spatial) - axis)))
+    return numbers
 
 
 def _reduce(x: Array, init, operator, window, strides, pads) -> Array:
+    x, pads = cropped(x, pads)  # with which the gradient of a maximum fails in JAX
     return lax.reduce_window(
         x, init, operator, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
     )
