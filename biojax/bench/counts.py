@@ -4,7 +4,8 @@ Operations are those of the definition in a kernel's docstring, a product and a 
 whatever the implementation does: an algorithm that needs fewer shows more than the direct one's
 FLOP/s, and may exceed the machine's. (XLA's own `cost_analysis` counts what an implementation
 happens to compute.) Taps that fall on padding count, and so do masked pairs of attention;
-activations, biases and normalisation do not. Bytes are inputs and outputs, once each.
+activations, biases and normalisation within a model do not. Bytes are inputs and outputs, once
+each.
 
 | mode | what runs | operations | bytes |
 | --- | --- | --- | --- |
@@ -90,7 +91,8 @@ def count_model(model: nn.Module, variables: Any, x: Any) -> tuple[list[Choice],
     with nn.intercept_methods(count):
         choices = explain(model.apply, variables, x)
     kinds = [choice.kernel for choice in choices]
-    known = set(kinds) <= {"conv", "conv_transpose", "max_pool", "avg_pool"}
+    free = {"max_pool", "avg_pool", "instance_norm", "group_norm", "layer_norm", "batch_norm"}
+    known = set(kinds) <= {"conv", "conv_transpose", *free}
     inside = sum(kind.startswith("conv") for kind in kinds) == convolutions
     return choices, sum(counts) if known and inside else None
 
@@ -106,6 +108,17 @@ def _conv_transpose(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -
 def _pool(shapes: Shapes, out: tuple[int, ...], options: Mapping[str, Any]) -> int:
     window = per_axis("pool", "window", options["window"], len(shapes[0]) - 2)
     return math.prod(out) * math.prod(window)
+
+
+def _resize(shapes: Shapes, out: tuple[int, ...], options: Mapping[str, Any]) -> int:
+    """Every output from the corners of the box around it; the nearest pixel alone costs a copy."""
+    corners = 1 if options.get("method") == "nearest" else 2 ** (len(shapes[0]) - 2)
+    return 2 * corners * math.prod(out)
+
+
+def _norm(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    """The mean, the squares of what is left, their mean, a product and a sum."""
+    return 6 * math.prod(shapes[0])
 
 
 def _linear_scan(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
@@ -128,6 +141,11 @@ _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]
     "conv_transpose": _conv_transpose,
     "max_pool": _pool,
     "avg_pool": _pool,
+    "resize": _resize,
+    "instance_norm": _norm,
+    "group_norm": _norm,
+    "layer_norm": _norm,
+    "batch_norm": _norm,
     "linear_scan": _linear_scan,
     "rnn": _cell,
     "lstm": _cell,

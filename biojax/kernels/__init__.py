@@ -1,4 +1,4 @@
-"""Pure functions on arrays: convolution, recurrent scan, attention, pooling.
+"""Pure functions on arrays: convolution, scan, attention, pooling, resampling, normalisation.
 
 Each has a reference that says what is right, and implementations that say how fast. A kernel
 needs nothing else of biojax.
@@ -7,7 +7,9 @@ needs nothing else of biojax.
 from biojax.kernels.attention import attention
 from biojax.kernels.conv import conv, conv_transpose
 from biojax.kernels.dispatch import Choice, explain
+from biojax.kernels.norm import batch_norm, group_norm, instance_norm, layer_norm
 from biojax.kernels.pool import avg_pool, max_pool
+from biojax.kernels.resize import resize
 from biojax.kernels.scan import gru, linear_scan, lstm, rnn
 from biojax.kernels.tune import tune
 
@@ -15,13 +17,18 @@ __all__ = [
     "Choice",
     "attention",
     "avg_pool",
+    "batch_norm",
     "conv",
     "conv_transpose",
     "explain",
+    "group_norm",
     "gru",
+    "instance_norm",
+    "layer_norm",
     "linear_scan",
     "lstm",
     "max_pool",
+    "resize",
     "rnn",
     "tune",
 ]

@@ -67,12 +67,29 @@ _POOL = [
     Spec("1d", ((2, 8, 3),), {"window": 2}),
     Spec("2d_overlap", ((2, 7, 6, 3),), {"window": 3, "strides": 2, "padding": "SAME"}),
     Spec("3d", ((1, 4, 6, 5, 2),), {"window": 2}),
+    Spec("3d_tiles", ((2, 4, 6, 3, 2),), {"window": (2, 3, 1)}),
     Spec("3d_uneven", ((1, 5, 6, 7, 2),), {"window": (1, 3, 2), "strides": (1, 2, 2)}),
     Spec(
         "3d_padded",
         ((1, 5, 4, 5, 2),),
         {"window": 3, "strides": 2, "padding": ((1, 1), (0, 1), (1, 0))},
     ),
+]
+
+_RESIZE = [
+    Spec("1d", ((2, 4, 3),), {"size": 7}),
+    Spec("1d_one_pixel", ((1, 1, 2),), {"size": 40}),
+    Spec("2d_nearest", ((2, 5, 3, 2),), {"size": (3, 7), "method": "nearest"}),
+    Spec("2d_nearest_a_lot", ((1, 2, 3, 1),), {"size": (70, 1), "method": "nearest"}),
+    Spec("3d_doubled", ((1, 2, 3, 4, 2),), {"size": (4, 6, 8)}),
+    Spec("3d_halved", ((1, 4, 6, 2, 3),), {"size": (2, 3, 1)}),
+    Spec("3d_uneven", ((2, 3, 4, 5, 2),), {"size": (3, 9, 2)}),
+]
+
+_NORM = [
+    Spec("2d", ((2, 4, 3, 6), (6,), (6,))),
+    Spec("3d", ((2, 3, 2, 4, 4), (4,), (4,))),
+    Spec("3d_unscaled", ((1, 3, 4, 2, 6),)),
 ]
 
 _LINEAR_SCAN = [
@@ -115,6 +132,11 @@ SPECS: Mapping[str, list[Spec]] = {
     "conv_transpose": _CONV_TRANSPOSE,
     "max_pool": _POOL,
     "avg_pool": _POOL,
+    "resize": _RESIZE,
+    "instance_norm": _NORM,
+    "group_norm": [spec._replace(options={"num_groups": 2}) for spec in _NORM],
+    "layer_norm": _NORM,
+    "batch_norm": _NORM,
     "linear_scan": _LINEAR_SCAN,
     "rnn": _RNN,
     "lstm": _LSTM,
@@ -153,6 +175,8 @@ _LARGE_POOL = [
     Spec("2d_256_c64", ((1, 256, 256, 64),), {"window": 2}),
 ]
 
+_LARGE_NORM = [Spec("3d_64_c32", ((1, 64, 64, 64, 32), (32,), (32,)))]
+
 
 def _bfloat16(specs: list[Spec], *names: str) -> list[Spec]:
     """The named ones once more, in bfloat16."""
@@ -171,6 +195,15 @@ LARGE: Mapping[str, list[Spec]] = {
     ],
     "max_pool": _LARGE_POOL,
     "avg_pool": _LARGE_POOL,
+    "resize": [
+        Spec("3d_32_c32_to_64", ((1, 32, 32, 32, 32),), {"size": 64}),
+        Spec("3d_32_c32_to_48", ((1, 32, 32, 32, 32),), {"size": 48}),
+        Spec("3d_64_c32_to_32", ((1, 64, 64, 64, 32),), {"size": 32}),
+    ],
+    "instance_norm": _LARGE_NORM,
+    "group_norm": [spec._replace(options={"num_groups": 8}) for spec in _LARGE_NORM],
+    "layer_norm": _LARGE_NORM,
+    "batch_norm": _LARGE_NORM,
     "linear_scan": [
         Spec("t1024_c256", ((4, 1024, 256), (4, 1024, 256), (4, 256))),
         Spec("t16384_c64", ((1, 16384, 64), (1, 16384, 64), (1, 64))),

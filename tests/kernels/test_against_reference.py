@@ -16,7 +16,9 @@ from biojax import kernels
 from biojax.errors import UnsupportedError
 from biojax.kernels.attention import reference as attention_reference
 from biojax.kernels.conv import reference as conv_reference
+from biojax.kernels.norm import reference as norm_reference
 from biojax.kernels.pool import reference as pool_reference
+from biojax.kernels.resize import reference as resize_reference
 from biojax.kernels.scan import reference as scan_reference
 from biojax.kernels.specs import SPECS, Spec
 
@@ -25,6 +27,11 @@ REFERENCES = {
     "conv_transpose": conv_reference,
     "max_pool": pool_reference,
     "avg_pool": pool_reference,
+    "resize": resize_reference,
+    "instance_norm": norm_reference,
+    "group_norm": norm_reference,
+    "layer_norm": norm_reference,
+    "batch_norm": norm_reference,
     "linear_scan": scan_reference,
     "rnn": scan_reference,
     "lstm": scan_reference,
@@ -34,8 +41,13 @@ REFERENCES = {
 IMPLEMENTATIONS = {
     "conv": ["xla", "planes", "winograd", "depthwise", "grouped", "pointwise"],
     "conv_transpose": ["xla", "phases", "matmul"],
-    "max_pool": ["xla"],
-    "avg_pool": ["xla"],
+    "max_pool": ["xla", "tiles", "taps"],
+    "avg_pool": ["xla", "tiles", "taps"],
+    "resize": ["gather", "matmul"],
+    "instance_norm": ["fused"],
+    "group_norm": ["fused"],
+    "layer_norm": ["fused"],
+    "batch_norm": ["fused"],
     "linear_scan": ["sequential", "associative"],
     "rnn": ["sequential"],
     "lstm": ["sequential"],
@@ -73,8 +85,8 @@ def run(kernel: str, spec: Spec, values, implementation: str | None, compiler_op
 
     def scalar(values):
         options = dict(spec.options)
-        window = (options.pop("window"),) if "window" in options else ()
-        out = getattr(kernels, kernel)(*values, *window, **options, implementation=implementation)
+        given = [options.pop(name) for name in ("window", "size") if name in options]
+        out = getattr(kernels, kernel)(*values, *given, **options, implementation=implementation)
         leaves = jax.tree.leaves(out)
         rng = np.random.default_rng(0)
         total = sum(
@@ -96,7 +108,8 @@ _expected: dict[tuple[str, str], list[np.ndarray]] = {}
 def expected(kernel: str, spec: Spec) -> list[np.ndarray]:
     """The float64 reference, computed once for each spec."""
     if (kernel, spec.name) not in _expected:
-        reference = getattr(REFERENCES[kernel], kernel)
+        name = "normalise" if kernel.endswith("_norm") else kernel
+        reference = getattr(REFERENCES[kernel], name)
         package = f"biojax.kernels.{REFERENCES[kernel].__name__.split('.')[2]}"
         with jax.enable_x64(), mock.patch(f"{package}.select", return_value=reference):
             values = [jnp.asarray(v, jnp.float64) for v in arrays(spec, kernel)]
@@ -116,6 +129,8 @@ def refuses(kernel: str, name: str, spec: Spec) -> bool:
     taps = list(others[0][:-2]) if others else []
     groups = spec.options.get("feature_group_count", 1)
     depthwise = groups == first[-1]
+    if name == "tiles":
+        return spec.name not in ("1d", "3d_tiles")
     if (kernel, name) == ("conv_transpose", "matmul"):
         return "kernel_is_stride" not in spec.name and spec.name != "3d_flat"
     return {
@@ -139,8 +154,9 @@ def test_matches_reference(kernel, name, spec, dtype):
         return
     results = run(kernel, spec, values, name, None if dtype == "float32" else COMPILE_QUICKLY)
     tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(reduction_length(spec))
-    for got, want in zip(results, expected(kernel, spec), strict=True):
-        assert got.dtype == dtype
+    for i, (got, want) in enumerate(zip(results, expected(kernel, spec), strict=True)):
+        is_statistic = kernel == "batch_norm" and i in (1, 2)
+        assert got.dtype == ("float32" if is_statistic else dtype)
         assert got.shape == want.shape
         scale = max(1.0, float(np.abs(want).max()))
         error = float(np.abs(np.asarray(got, np.float64) - want).max()) / scale

@@ -1,0 +1,107 @@
+"""Normalisation in three passes over memory, two of them reading only; its gradient in two.
+
+The mean is held in two parts: what is subtracted from every pixel, and the mean of the rest, which
+is small and so has small errors. It corrects the variance too (Chan, Golub and LeVeque, "Algorithms
+for computing the sample variance", The American Statistician, 1983, equation 1.7). For the gradient
+x is kept and the statistics, and no other array of the image's size.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from biojax.kernels.conv.blocks import varying
+from biojax.kernels.dispatch import accumulator
+from biojax.typing import Array
+
+__all__ = ["normalise"]
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
+def normalise(
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    axes: tuple[int, ...],
+    groups: int,
+    epsilon: float,
+) -> tuple[Array, Array, Array]:
+    """As the reference: y of x's dtype; mean and var in the dtype that sums are held in."""
+    given = [array for array in (x, scale, bias) if array is not None]
+    scale, bias = (a if a is None else varying(a, *given) for a in (scale, bias))
+    return _normalise(varying(x, *given), scale, bias, axes, groups, epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _normalise(x, scale, bias, axes, groups, epsilon):
+    return _normalise_fwd(x, scale, bias, axes, groups, epsilon)[0]
+
+
+def _normalise_fwd(x, scale, bias, axes, groups, epsilon):
+    c = x.shape[-1]
+    wide = x.astype(accumulator(x.dtype))
+    # Rows first, so that the rest comes from short sums and not from one more pass over x.
+    rows = wide.mean(-2, keepdims=True) if axes else wide
+    shift = _mean(rows, axes, groups)
+    rest = _mean(rows - _each(shift, c), axes, groups)
+    left = wide - _each(shift, c)
+    var = jnp.maximum(_mean(jnp.square(left), axes, groups) - jnp.square(rest), 0)
+    rstd = lax.rsqrt(var + epsilon)
+
+    slope, offset = _each(rstd, c), _each(-rest * rstd, c)
+    if scale is not None:
+        slope, offset = (part * scale.astype(wide.dtype) for part in (slope, offset))
+    if bias is not None:
+        offset = offset + bias.astype(wide.dtype)
+    y = (left * slope + offset).astype(x.dtype)
+    return (y, shift + rest, var), (x, scale, bias, shift, rest, rstd)
+
+
+def _normalise_bwd(axes, groups, epsilon, saved, cotangents):
+    del epsilon
+    x, scale, bias, shift, rest, rstd = saved
+    dy, dmean, dvar = cotangents
+    c = x.shape[-1]
+    dy = dy.astype(shift.dtype)
+    left = x.astype(shift.dtype) - _each(shift, c)
+    standard = left * _each(rstd, c) - _each(rest * rstd, c)
+
+    # Of each channel, before channels of a group are added up.
+    dbias = dy.sum(axes, keepdims=True)
+    dscale = (dy * standard).sum(axes, keepdims=True)
+    weight = 1 if scale is None else scale.astype(shift.dtype)
+    count = x.size // shift.size
+    on_mean = _sum(dbias * weight, groups) * rstd - dmean
+    on_standard = _sum(dscale * weight, groups) * rstd - 2 * dvar / rstd
+    dx = dy * (_each(rstd, c) * weight) - _each(on_mean, c) / count
+    dx = dx - standard * (_each(on_standard, c) / count)
+
+    others = tuple(range(x.ndim - 1))
+    dscale = None if scale is None else dscale.sum(others).astype(scale.dtype)
+    dbias = None if bias is None else dbias.sum(others).astype(bias.dtype)
+    return dx.astype(x.dtype), dscale, dbias
+
+
+_normalise.defvjp(_normalise_fwd, _normalise_bwd)
+
+
+def _mean(v: Array, axes: tuple[int, ...], groups: int) -> Array:
+    """Over `axes`, which stay with length 1, and over the channels of each group."""
+    v = v.mean(axes, keepdims=True)
+    return v if groups == v.shape[-1] else v.reshape(*v.shape[:-1], groups, -1).mean(-1)
+
+
+def _sum(v: Array, groups: int) -> Array:
+    """(..., c) to (..., groups), as a product with ones: XLA's own sum is slow here on CPU."""
+    if groups == v.shape[-1]:
+        return v
+    v = v.reshape(*v.shape[:-1], groups, -1)
+    return jnp.dot(v, jnp.ones(v.shape[-1], v.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _each(v: Array, c: int) -> Array:
+    """(..., groups) to what broadcasts with (..., c)."""
+    groups = v.shape[-1]
+    return v if groups in (1, c) else jnp.repeat(v, c // groups, axis=-1)
