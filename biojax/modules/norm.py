@@ -4,13 +4,20 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
+from jax import lax
 
 from biojax.errors import ConfigError, nearest
+from biojax.kernels import batch_norm, group_norm, instance_norm, layer_norm
 from biojax.typing import Array, Dtype
 
 __all__ = ["make_norm"]
 
 NORMS = ("batch", "group", "instance", "layer")
+
+# Of batch normalisation: of its variance, and of what each step leaves of the running averages.
+EPSILON = 1e-5
+MOMENTUM = 0.9
 
 
 def make_norm(
@@ -48,25 +55,19 @@ def make_norm(
     Raises:
       ConfigError: no normalisation of that name, or groups that do not divide the channels.
     """
-    kind = {
-        "use_scale": affine,
-        "use_bias": affine,
-        "scale_init": scale_init,
-        "dtype": dtype,
-        "param_dtype": param_dtype,
-    }
     if name is None:
         return lambda x: x
-    if name == "batch":
-        return nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm", **kind
+    if name in NORMS:
+        return _Norm(
+            name,
+            not train,
+            num_groups,
+            affine,
+            scale_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            name="norm",
         )
-    if name == "group":
-        return lambda x: nn.GroupNorm(_divisor(num_groups, x), epsilon=1e-5, name="norm", **kind)(x)
-    if name == "instance":
-        return nn.InstanceNorm(epsilon=1e-5, name="norm", **kind)
-    if name == "layer":
-        return nn.LayerNorm(epsilon=1e-6, name="norm", **kind)
     raise ConfigError(
         "make_norm",
         f"{name!r}",
@@ -76,8 +77,58 @@ def make_norm(
     )
 
 
-def _divisor(num_groups: int, x: Array) -> int:
-    c = x.shape[-1]
+class _Norm(nn.Module):
+    """A kernel of `biojax.kernels` with a scale and a bias, named and laid out as in Flax.
+
+    The arguments are those of `make_norm`. Batch normalisation keeps its running averages in the
+    collection "batch_stats", each step counting a tenth.
+    """
+
+    kind: str
+    use_running_average: bool
+    num_groups: int
+    affine: bool
+    scale_init: Callable
+    dtype: Dtype | None
+    param_dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(b, *spatial, c) to the same."""
+        c, scale, bias = x.shape[-1], None, None
+        if self.affine:
+            scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
+            bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        x = x.astype(jnp.promote_types(x.dtype, dtype))
+        if self.kind == "batch":
+            y = self._batch_norm(x, scale, bias)
+        elif self.kind == "group":
+            y = group_norm(x, scale, bias, num_groups=_divisor(self.num_groups, c))
+        elif self.kind == "instance":
+            y = instance_norm(x, scale, bias)
+        else:
+            y = layer_norm(x, scale, bias)
+        return y.astype(dtype)
+
+    def _batch_norm(self, x: Array, scale: Array | None, bias: Array | None) -> Array:
+        """By the batch's own statistics, which are remembered, or by those remembered."""
+        shape = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        if not self.use_running_average:
+            y, *seen = batch_norm(x, scale, bias, epsilon=EPSILON)
+            if not self.is_initializing():
+                for average, value in zip((mean, var), seen, strict=True):
+                    average.value = MOMENTUM * average.value + (1 - MOMENTUM) * value
+            return y
+        slope = lax.rsqrt(var.value + EPSILON)
+        slope = slope if scale is None else slope * scale
+        y = (x - mean.value) * slope
+        return y if bias is None else y + bias
+
+
+def _divisor(num_groups: int, c: int) -> int:
     if num_groups < 1 or c % num_groups:
         divisors = [n for n in range(1, c + 1) if c % n == 0]
         raise ConfigError(
