@@ -124,7 +124,8 @@ def weight_gradient(
       geometry: of the convolution.
       after: an array of x's or of y's shape.
     """
-    return _weight_gradient(maps, x, y, after, w.shape, geometry).astype(w.dtype)
+    dw = _weight_gradient(maps, x, y, after, w.shape, geometry)
+    return lax.convert_element_type(dw, w.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))

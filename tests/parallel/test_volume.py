@@ -1,0 +1,88 @@
+"""One volume over several devices: a network's logits and gradients, of which only halos move."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from biojax.kernels import avg_pool, max_pool
+from biojax.models import create_model
+
+MESH = jax.make_mesh((2, 2), ("data", "space"), (AxisType.Auto,) * 2)
+COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+LAYOUTS = {
+    "depth": P(None, "space"),
+    "depth-height": P(None, "space", "data"),
+    "batch-width": P("data", None, None, "space"),
+}
+
+
+def place(tree, spec):
+    return jax.device_put(tree, NamedSharding(MESH, spec))
+
+
+def compiled(f, *arrays):
+    """The results, and the collectives in the program."""
+    program = jax.jit(f).lower(*arrays).compile(COMPILE_QUICKLY)
+    results = jax.block_until_ready(program(*arrays))
+    return results, set(
+        re.findall(r" (all-\w+|collective-permute)(?:-start)?\(", program.as_text())
+    )
+
+
+@pytest.mark.parametrize("norm", ["instance", "layer"])
+def test_unet(norm):
+    model = create_model("unet", out_channels=3, features=(4, 8), num_convs=1, norm=norm)
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.standard_normal((2, 8, 8, 8, 1)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 3, (2, 8, 8, 8)))
+    params = model.init(jax.random.key(0), image)
+
+    def step(params, image, labels):
+        def loss(params):
+            logits = model.apply(params, image)
+            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
+            return -jnp.mean(chosen), logits
+
+        (_, logits), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        return logits, gradients
+
+    (logits, gradients), none = compiled(step, params, image, labels)
+    assert not none
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
+    for spec in LAYOUTS.values() if norm == "instance" else [LAYOUTS["depth-height"]]:
+        arrays = place(params, P()), place(image, spec), place(labels, spec)
+        results, collectives = compiled(step, *arrays)
+        np.testing.assert_allclose(results[0], logits, atol=1e-4)
+        for got, want in zip(*map(jax.tree.leaves, (results[1], gradients)), strict=True):
+            np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, largest))
+        assert collectives == {"all-reduce", "collective-permute"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"window": 2}, id="side-by-side"),
+        pytest.param(
+            {"window": 3, "strides": 2, "padding": 1, "implementation": "xla"}, id="overlapping"
+        ),
+    ],
+)
+def test_pooling(pool, layout, options):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 8, 4)), jnp.float32)
+
+    def both(x):
+        y, pull = jax.vjp(lambda x: pool(x, **options), x)
+        return y, *pull(jnp.cos(y))
+
+    expected, _ = compiled(both, x)
+    results, collectives = compiled(both, place(x, LAYOUTS[layout]))
+    for got, want in zip(results, expected, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    assert collectives <= {"collective-permute"}
