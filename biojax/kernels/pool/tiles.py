@@ -1,7 +1,7 @@
 """Pooling by windows that tile the image: the gradient is a broadcast over each window.
 
 XLA's own gradient of a maximum looks for it once more in every window, and scatters; here the
-output keeps which tap it came from, in one byte.
+output keeps which tap it came from.
 """
 
 import math
