@@ -60,7 +60,20 @@ def test_explain_says_what_and_why():
             "on CPU one pass over memory is the least work",
         ),
         (attention, (shaped(1, 4, 2, 8),) * 3, {"is_causal": True}, "xla", "the only one"),
-        (max_pool, (X3, 2), {"strides": (1, 2, 2)}, "xla", "the only one"),
+        (
+            conv,
+            (X3, shaped(11, 11, 11, 2, 4)),
+            {},
+            "fft",
+            "hundreds of taps, on CPU",
+        ),
+        (
+            max_pool,
+            (X3, 2),
+            {"strides": (1, 2, 2)},
+            "taps",
+            "the gradient is a sum over taps, on CPU",
+        ),
     ],
 )
 def test_the_rule_of_each_kernel(function, args, options, implementation, reason):
@@ -91,6 +104,7 @@ def test_explain_a_model_in_the_order_traced():
     x = shaped(1, 4, 4, 4, 1)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     choices = explain(model.apply, variables, x, train=False)
+    choices = [c for c in choices if c.kernel.startswith("conv")]
     encoder, decoder, head = 4 * ["planes"], 2 * ["planes"], ["pointwise"]
     assert [c.implementation for c in choices] == [*encoder, "matmul", *decoder, *head]
     assert [c.kernel for c in choices] == 4 * ["conv"] + ["conv_transpose"] + 3 * ["conv"]

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv import depthwise, grouped, matmul, phases, planes, pointwise, winograd, xla
+from biojax.kernels.conv import (
+    depthwise,
+    fft,
+    grouped,
+    matmul,
+    phases,
+    planes,
+    pointwise,
+    winograd,
+    xla,
+)
 from biojax.kernels.conv.choose import choose_conv, choose_conv_transpose
 from biojax.kernels.conv.geometry import (
     Geometry,
@@ -28,6 +38,7 @@ _CONV = {
     "depthwise": depthwise.conv,
     "grouped": grouped.conv,
     "pointwise": pointwise.conv,
+    "fft": fft.conv,
 }
 _CONV_TRANSPOSE = {
     "xla": xla.conv_transpose,
@@ -66,8 +77,8 @@ def conv(
       precision: passed to every product, as in `jax.lax`.
       implementation: "xla", "planes" (2-D convolutions over the depth), "winograd" (the same
         with fewer products, for 3, 5 or 7 taps along the first axis), "depthwise", "grouped",
-        "pointwise" (one tap), or None to choose. All but "xla" are meant for the CPU, and
-        differentiate in reverse only.
+        "pointwise" (one tap), "fft" (hundreds of taps), or None to choose. All but "xla" are meant
+        for the CPU, and differentiate in reverse only.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.

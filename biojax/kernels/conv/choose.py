@@ -16,10 +16,20 @@ from biojax.typing import Array
 __all__ = ["choose_conv", "choose_conv_transpose"]
 
 
+# From as many taps on transforms are faster, forward and with both gradients together.
+LARGE_KERNEL = {1: 96, 2: 200, 3: 600}
+
+
 class _Row(NamedTuple):
     implementation: str
     applies: Callable[[Array, Array, Geometry], bool]
     reason: str
+
+
+def _is_large(w: Array, geometry: Geometry) -> bool:
+    """Many taps for each output of a stride, and few channels to multiply at each frequency."""
+    taps = math.prod(w.shape[:-2]) // math.prod(geometry.strides)
+    return taps >= LARGE_KERNEL[w.ndim - 2] and w.shape[-2] * w.shape[-1] <= 16 * geometry.groups
 
 
 def _products(x: Array, w: Array, geometry: Geometry) -> int:
@@ -29,9 +39,10 @@ def _products(x: Array, w: Array, geometry: Geometry) -> int:
 
 _CONV = [
     _Row("pointwise", lambda x, w, g: pointwise.fits(w, g), "one tap: a matrix product"),
+    _Row("fft", lambda x, w, g: _is_large(w, g), "hundreds of taps, on CPU"),
     _Row(
         "depthwise",
-        lambda x, w, g: depthwise.fits(w, g) and g.groups > 1 and w.shape[-3] <= 64,
+        lambda x, w, g: depthwise.fits(w, g) and g.groups > 1 and w.shape[-3] <= 96,
         "depthwise on CPU",
     ),
     _Row("grouped", lambda x, w, g: g.groups > 1, "groups merged to fill vectors, on CPU"),
