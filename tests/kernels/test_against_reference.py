@@ -39,7 +39,7 @@ REFERENCES = {
     "attention": attention_reference,
 }
 IMPLEMENTATIONS = {
-    "conv": ["xla", "planes", "winograd", "depthwise", "grouped", "pointwise"],
+    "conv": ["xla", "planes", "winograd", "depthwise", "grouped", "pointwise", "fft"],
     "conv_transpose": ["xla", "phases", "matmul"],
     "max_pool": ["xla", "tiles", "taps"],
     "avg_pool": ["xla", "tiles", "taps"],

@@ -23,6 +23,7 @@ CASES = {
     "winograd-cropping": (conv, (1, 13, 6, 5, 2), (5, 3, 3, 2, 2), {"padding": -1}),
     "depthwise": (conv, (2, 5, 6, 7, 8), (3, 5, 5, 1, 8), {"feature_group_count": 8}),
     "grouped": (conv, (2, 5, 6, 7, 6), (3, 2, 3, 2, 9), {"feature_group_count": 3}),
+    "fft": (conv, (2, 5, 6, 7, 4), (3, 2, 3, 2, 2), {"feature_group_count": 2}),
     "pointwise": (conv, (3, 5, 6, 7, 2), (1, 1, 1, 2, 3), {"strides": (1, 2, 1)}),
     "phases": (conv_transpose, (2, 4, 3, 5, 3), (3, 4, 2, 3, 2), {"strides": (2, 3, 1)}),
 }
