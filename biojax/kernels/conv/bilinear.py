@@ -125,7 +125,7 @@ def weight_gradient(
       after: an array of x's or of y's shape.
     """
     dw = _weight_gradient(maps, x, y, after, w.shape, geometry)
-    return lax.convert_element_type(dw, w.dtype)
+    return jnp.asarray(dw, w.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 4, 5))

@@ -160,11 +160,14 @@ def _primes(n: int) -> list[int]:
 
 
 def _splits(mesh: Mesh, image: jax.ShapeDtypeStruct, axes: Sequence[Axis]) -> list[Split]:
-    """How an image is split along batch and space, but for what does not divide."""
+    """How an image is split along batch and space, but for what does not divide.
+
+    The part that a device holds is to be linear in where the device stands along the mesh's axes.
+    """
     sizes = [image.shape[0], *(axis.outputs if axis.divides else 0 for axis in axes)]
     try:
-        part, of = image.sharding.shard_shape(image.shape), image.sharding.devices_indices_map
-        index = of(image.shape)
+        part = image.sharding.shard_shape(image.shape)
+        index = image.sharding.devices_indices_map(image.shape)
     except ValueError:  # uneven parts
         return [Split()] * len(sizes)
     grid, splits = np.indices(mesh.devices.shape), []
