@@ -22,7 +22,8 @@ __all__ = ["kernel_contests"]
 def kernel_contests() -> list[Contest]:
     """Every large shape, forward, and forward with the gradients of all arrays.
 
-    The plain way is that of `flax.linen` for convolutions and pools, a step function in
+    The plain way is that of `flax.linen` for convolutions, pools and normalisation, that of
+    `jax.image` for resampling, a step function in
     `jax.lax.scan` for recurrences, and `jax.nn.dot_product_attention`. PyTorch runs contiguous and,
     where there are images, channels last. In bfloat16 and for `linear_scan` PyTorch sits out.
     """
@@ -87,6 +88,25 @@ def _pool(function, options, x):
     return function(x, window, strides, pads)
 
 
+def _resize(options, x):
+    shape = (x.shape[0], *[options["size"]] * (x.ndim - 2), x.shape[-1])
+    return jax.image.resize(x, shape, "linear", antialias=False)
+
+
+def _norm(module, options, x, scale, bias):
+    params = {"params": {"scale": scale, "bias": bias}}
+    return module(**options).apply(params, x)
+
+
+def _batch_norm(options, x, scale, bias):
+    c = x.shape[-1]
+    stats = {"mean": jnp.zeros(c), "var": jnp.zeros(c)}
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+    module = nn.BatchNorm(use_running_average=False, momentum=0.0)
+    y, updated = module.apply(variables, x, mutable=["batch_stats"])
+    return y, updated["batch_stats"]["mean"], updated["batch_stats"]["var"]
+
+
 def _linear_scan(options, a, b, h0):
     def step(h, ab):
         h = ab[0] * h + ab[1]
@@ -140,6 +160,11 @@ _PLAIN: dict[str, Callable] = {
     "conv_transpose": _conv_transpose,
     "max_pool": functools.partial(_pool, nn.max_pool),
     "avg_pool": functools.partial(_pool, functools.partial(nn.avg_pool, count_include_pad=False)),
+    "resize": _resize,
+    "instance_norm": functools.partial(_norm, functools.partial(nn.InstanceNorm, epsilon=1e-5)),
+    "group_norm": functools.partial(_norm, functools.partial(nn.GroupNorm, epsilon=1e-5)),
+    "layer_norm": functools.partial(_norm, nn.LayerNorm),
+    "batch_norm": _batch_norm,
     "linear_scan": _linear_scan,
     "rnn": _rnn,
     "lstm": _lstm,

@@ -45,6 +45,13 @@ _CONV = [
     ),
     Spec("3d_cropping", ((1, 7, 7, 7, 2), (3, 3, 3, 2, 3)), {"padding": -1, "strides": 2}),
     Spec("3d_depthwise", ((1, 5, 5, 5, 4), (3, 3, 3, 1, 4)), {"feature_group_count": 4}),
+    Spec("3d_depthwise_5", ((2, 6, 7, 8, 3), (5, 5, 5, 1, 3)), {"feature_group_count": 3}),
+    Spec("3d_depthwise_7", ((1, 9, 8, 9, 2), (7, 7, 7, 1, 2)), {"feature_group_count": 2}),
+    Spec(
+        "3d_depthwise_9_strided",
+        ((1, 9, 10, 11, 2), (9, 9, 9, 1, 2)),
+        {"feature_group_count": 2, "strides": (1, 2, 2)},
+    ),
 ]
 
 _CONV_TRANSPOSE = [

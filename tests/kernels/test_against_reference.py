@@ -141,7 +141,6 @@ def refuses(kernel: str, name: str, spec: Spec) -> bool:
         or np.ravel(spec.options.get("kernel_dilation", 1))[0] > 1,
         "depthwise": not (groups > 1 and depthwise),
         "pointwise": groups > 1 or max(taps, default=0) > 1,
-        "phases": groups > 1 and not depthwise,
     }.get(name, False)
 
 

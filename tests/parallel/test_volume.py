@@ -69,9 +69,7 @@ def test_unet(norm):
     "options",
     [
         pytest.param({"window": 2}, id="side-by-side"),
-        pytest.param(
-            {"window": 3, "strides": 2, "padding": 1, "implementation": "xla"}, id="overlapping"
-        ),
+        pytest.param({"window": 3, "strides": 2, "padding": 1}, id="overlapping"),
     ],
 )
 def test_pooling(pool, layout, options):

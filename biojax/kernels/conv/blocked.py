@@ -28,7 +28,7 @@ from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
-__all__ = ["Method", "adjoint", "conv_transpose", "convolve", "lifted", "transposed"]
+__all__ = ["Method", "conv", "conv_transpose"]
 
 
 class Method(NamedTuple):
@@ -51,21 +51,19 @@ class Method(NamedTuple):
     tile: int = 1
 
 
-def convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
-    """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f)."""
-    return bilinear.convolve(_maps(method), x, w, geometry)
+def conv(method: Method, x: Array, w: Array, geometry: Geometry, at: int = 0) -> Array:
+    """(b, *spatial, c) and (*k, c // g, f) to (b, *out, f).
+
+    Spatial axes short of three are put in front of axis `at`, of length 1.
+    """
+    y = bilinear.convolve(_maps(method), *_lifted(x, w, geometry, at))
+    return y.reshape(*y.shape[: 1 + at], *y.shape[6 - x.ndim + at :])
 
 
 def conv_transpose(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
-    """(b, d, h, w, c) and (kd, kh, kw, c // g, f) to (b, *out, f), pads around x spread out."""
-    return bilinear.conv_transpose(_maps(method), x, w, geometry)
-
-
-def transposed(
-    method: Method, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
-) -> Array:
-    """The adjoint in x of `convolve(method, x, w, geometry)`, for x of size `spatial`."""
-    return bilinear.transposed(_maps(method), y, w, geometry, spatial)
+    """The same for a transposed convolution, whose pads are around x already spread out."""
+    y = bilinear.conv_transpose(_maps(method), *_lifted(x, w, geometry, 0))
+    return y.reshape(y.shape[0], *y.shape[6 - x.ndim :])
 
 
 @cache
@@ -144,8 +142,8 @@ def _weight_gradient(
     return restore(sum_blocks(compute, x, dy, cuts, after))[0]
 
 
-def lifted(x: Array, w: Array, geometry: Geometry, at: int = 0) -> tuple[Array, Array, Geometry]:
-    """Fewer spatial axes as three: those missing are put in front of axis `at`, of length 1."""
+def _lifted(x: Array, w: Array, geometry: Geometry, at: int) -> tuple[Array, Array, Geometry]:
+    """Fewer spatial axes as three."""
     missing = 5 - x.ndim
 
     def insert(values: Sequence, one) -> tuple:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from biojax.kernels.conv import depthwise, phases, pointwise, winograd
+from biojax.kernels.conv import depthwise, pointwise, winograd
 from biojax.kernels.conv import matmul as one_product
 from biojax.kernels.conv.geometry import Geometry
 from biojax.typing import Array
@@ -65,8 +65,7 @@ _CONV_TRANSPOSE = [
         lambda x, w, g: one_product.fits(w, g) and x.size * w.shape[-1] < 2**26,
         "kernel equal to strides: no two outputs overlap",
     ),
-    _Row("phases", lambda x, w, g: phases.fits(w, g), "no product with the zeros between, on CPU"),
-    _Row("xla", lambda x, w, g: True, "grouped"),
+    _Row("phases", lambda x, w, g: True, "no product with the zeros between, on CPU"),
 ]
 
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import lax
 
-from biojax.kernels.conv.blocked import Method, convolve, lifted
+from biojax.kernels.conv import blocked
+from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry, pad
 from biojax.typing import Array
 
@@ -24,8 +25,7 @@ __all__ = ["conv"]
 
 def conv(x: Array, w: Array, geometry: Geometry) -> Array:
     """Any groups, strides, dilation and padding; outputs between strides are computed as well."""
-    y = convolve(_METHOD, *lifted(x, w, geometry))
-    return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])
+    return blocked.conv(_METHOD, x, w, geometry)
 
 
 def _forward(window: Array, w: Array, geometry: Geometry) -> Array:

@@ -14,8 +14,8 @@ from functools import cache
 import jax.numpy as jnp
 from jax import lax
 
-from biojax.kernels.conv import planes
-from biojax.kernels.conv.blocked import Method, convolve, lifted
+from biojax.kernels.conv import blocked, planes
+from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry
 from biojax.typing import Array
 
@@ -30,8 +30,7 @@ UNROLLED = 8
 
 def conv(x: Array, w: Array, geometry: Geometry) -> Array:
     """Any groups, strides, dilation and padding."""
-    y = convolve(method(geometry.groups), *lifted(x, w, geometry))
-    return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])
+    return blocked.conv(method(geometry.groups), x, w, geometry)
 
 
 @cache

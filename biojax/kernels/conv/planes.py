@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.conv import xla
-from biojax.kernels.conv.blocked import Method, convolve, lifted
+from biojax.kernels.conv import blocked, xla
+from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry, out_size, pad
 from biojax.typing import Array
 
@@ -129,5 +129,4 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "one group",
             "Use implementation='xla', or None to choose",
         )
-    y = convolve(METHOD, *lifted(x, w, geometry))
-    return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])
+    return blocked.conv(METHOD, x, w, geometry)

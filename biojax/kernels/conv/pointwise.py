@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.conv.blocked import Method, convolve, lifted
+from biojax.kernels.conv import blocked
+from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry, pad
 from biojax.typing import Array
 
@@ -24,8 +25,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "a kernel of one tap and one group",
             "Use implementation='xla', or None to choose",
         )
-    y = convolve(_METHOD, *lifted(x, w, geometry))
-    return y.reshape(y.shape[0], *y.shape[5 - x.ndim + 1 :])
+    return blocked.conv(_METHOD, x, w, geometry)
 
 
 def _taken(window: Array, geometry: Geometry) -> Array:

@@ -24,16 +24,18 @@ import numpy as np
 from jax import lax
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.conv.blocked import Method, convolve, lifted
+from biojax.kernels.conv import blocked
+from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry
 from biojax.kernels.conv.planes import plane_conv, plane_gradient
 from biojax.typing import Array
 
-__all__ = ["conv", "fits", "matrices"]
+__all__ = ["combined", "conv", "fits", "matrices", "points"]
 
 # Outputs of a tile for each number of taps: eight points at most, for the error grows with them.
 TILES = {3: 4, 5: 4, 7: 2}
-POINTS = [Fraction(*p) for p in ((0, 1), (1, 1), (-1, 1), (2, 1), (-2, 1), (1, 2), (-1, 2))]
+# The last two are those of least error for ten, among fractions of numbers up to 4.
+POINTS = [Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4/3", "-3/4")]
 
 
 @cache
@@ -67,13 +69,20 @@ def _polynomial(roots: Sequence[Fraction]) -> list[Fraction]:
     return p
 
 
-def _combined(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
+def combined(matrix: np.ndarray, terms: Sequence[Array]) -> list[Array]:
     """Matrix times terms, without what is multiplied by 0."""
     rows = []
     for row in matrix:
         parts = [t if c == 1 else t * float(c) for c, t in zip(row, terms, strict=True) if c]
         rows.append(sum(parts[1:], start=parts[0]))
     return rows
+
+
+def points(b: np.ndarray, window: Array, outputs: int) -> list[Array]:
+    """B^T x: the planes (tiles, h, w, c) of each point, for a window (b, d, h, w, c)."""
+    last = window.shape[1] - len(b) + 1
+    taken = [lax.slice_in_dim(window, i, i + last, outputs, axis=1) for i in range(len(b))]
+    return combined(b, [t.reshape(-1, *t.shape[2:]) for t in taken])
 
 
 def _method(taps: int) -> Method:
@@ -83,22 +92,17 @@ def _method(taps: int) -> Method:
     def prepare(w: Array) -> Array:
         return jnp.tensordot(g.astype(w.dtype), w, axes=1, precision=lax.Precision.HIGHEST)
 
-    def tiles(window: Array) -> list[Array]:
-        """B^T x: the planes of each point, (n, h, w, c)."""
-        last = window.shape[1] - len(b) + 1
-        taken = [lax.slice_in_dim(window, i, i + last, outputs, axis=1) for i in range(len(b))]
-        return _combined(b, [t.reshape(-1, *t.shape[2:]) for t in taken])
-
     def forward(window: Array, w: Array, geometry: Geometry) -> Array:
-        products = [plane_conv(v, w[i], geometry) for i, v in enumerate(tiles(window))]
-        y = jnp.stack(_combined(a, products), axis=1)
+        tiles = points(b, window, outputs)
+        products = [plane_conv(v, w[i], geometry) for i, v in enumerate(tiles)]
+        y = jnp.stack(combined(a, products), axis=1)
         batch, _, *plane = window.shape[0], *y.shape[1:]
         return y.reshape(batch, -1, *plane)
 
     def gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geometry) -> Array:
         dy = dy.reshape(-1, outputs, *dy.shape[2:])
-        gradients = _combined(a.T, [dy[:, i] for i in range(outputs)])
-        pairs = zip(tiles(window), gradients, strict=True)
+        gradients = combined(a.T, [dy[:, i] for i in range(outputs)])
+        pairs = zip(points(b, window, outputs), gradients, strict=True)
         return jnp.stack([plane_gradient(v, d, kernel[1:3], geometry) for v, d in pairs])
 
     def scratch(kernel: tuple[int, ...]) -> int:
@@ -130,5 +134,4 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "3, 5 or 7 taps along the first axis, no stride or dilation there, one group",
             "Use implementation='xla', or None to choose",
         )
-    y = convolve(_METHODS[w.shape[0]], *lifted(x, w, geometry, at=1))
-    return y.reshape(*y.shape[:2], *y.shape[5 - x.ndim + 2 :])
+    return blocked.conv(_METHODS[w.shape[0]], x, w, geometry, at=1)
