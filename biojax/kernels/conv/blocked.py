@@ -102,14 +102,13 @@ def _transposed(
     out = (y.shape[0], *coarse)
     cuts = plan(out, (1, 1), extent[:2], before[:2], scratch, w.size * size, method.tile)
 
-    def phase(window: Array, at: Sequence["_Phase"]) -> Array:
-        """One of every `strides` outputs along each axis."""
+    def phases(window: Array, group: Sequence[Sequence["_Phase"]]) -> list[Array]:
+        """One of every `strides` outputs along each axis, for phases that see the same pixels."""
+        at = group[0]
         if any(p.taps == 0 for p in at):
             rows = [n - e + 1 for n, e in zip(window.shape[1:3], extent[:2], strict=True)]
-            return jnp.zeros((window.shape[0], *rows, coarse[2], mirrored.shape[-1]), wide)
-        # Taps counted from the end, since the kernel is mirrored.
-        kernel = zip(w.shape[:3], strides, at, strict=True)
-        taps = tuple(slice((k - 1 - p.first) % s, None, s) for k, s, p in kernel)
+            zeros = jnp.zeros((window.shape[0], *rows, coarse[2], mirrored.shape[-1]), wide)
+            return [zeros] * len(group)
         cut = zip(at[:2], before[:2], extent[:2], strict=True)
         for axis, (p, b, e) in enumerate(cut, start=1):
             start = b + p.ahead - p.span
@@ -118,12 +117,17 @@ def _transposed(
         last = at[2]
         pads = ((0, 0), (0, 0), (last.span - last.ahead, coarse[2] + last.ahead - window.shape[3]))
         inner = geometry._replace(strides=(1, 1, 1), pads=pads)
-        return method.forward(window, method.prepare(mirrored[taps]), inner)
+        kernel = jnp.concatenate([_taps_of(mirrored, strides, at) for at in group], axis=-1)
+        return jnp.split(method.forward(window, method.prepare(kernel), inner), len(group), axis=-1)
 
     def compute(window: Array) -> Array:
-        window = window.astype(wide)
-        parts = [phase(window, at).astype(y.dtype) for at in itertools.product(*axes)]
-        return _interleaved(parts, strides)
+        window, groups, parts = window.astype(wide), {}, {}
+        for at in itertools.product(*axes):
+            same = tuple((p.taps, p.span, p.ahead) for p in at) if geometry.groups == 1 else at
+            groups.setdefault(same, []).append(at)
+        for group in groups.values():
+            parts |= zip(group, phases(window, group), strict=True)
+        return _interleaved([parts[at].astype(y.dtype) for at in itertools.product(*axes)], strides)
 
     out = jax.ShapeDtypeStruct((y.shape[0], *spatial, mirrored.shape[-1]), y.dtype)
     return map_blocks(compute, y, cuts, out)
@@ -181,6 +185,12 @@ def _phases(kernel: int, stride: int, dilation: int, pads: tuple[int, int]) -> l
         taps = len(range(first, kernel, stride))
         phases.append(_Phase(first, taps, max(taps - 1, 0) * dilation, ahead))
     return phases
+
+
+def _taps_of(mirrored: Array, strides: tuple[int, ...], at: Sequence[_Phase]) -> Array:
+    """The taps of a phase: counted from the end, since the kernel is mirrored."""
+    kernel = zip(mirrored.shape[:3], strides, at, strict=True)
+    return mirrored[tuple(slice((k - 1 - p.first) % s, None, s) for k, s, p in kernel)]
 
 
 def _undilated(w: Array, geometry: Geometry) -> tuple[Array, Geometry]:

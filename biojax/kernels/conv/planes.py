@@ -100,16 +100,17 @@ def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
         first, span = shifts[0], shifts[-1] - shifts[0]
         rows = unfolded[:, phase + first * sh :: sh][:, : height + span]
         tall = [jnp.pad(dy, ((0, 0), (s - first, shifts[-1] - s), (0, 0), (0, 0))) for s in shifts]
+        # The first operand is transposed in memory: dy's, which serves every depth of the kernel.
         product = jnp.einsum(
-            "nhwa,nhwb->ab",
-            rows,
+            "nhwb,nhwa->ba",
             jnp.concatenate(tall, axis=-1),
+            rows,
             precision=geometry.precision,
             preferred_element_type=x.dtype,
         )
-        for i, part in zip(taps, jnp.split(product, len(taps), axis=-1), strict=True):
-            gradient[i] = part.reshape(kw, c, f)
-    return jnp.stack(gradient)
+        for i, part in zip(taps, jnp.split(product, len(taps)), strict=True):
+            gradient[i] = part.reshape(f, kw, c)
+    return jnp.moveaxis(jnp.stack(gradient), 1, -1)
 
 
 def _scratch(kernel: tuple[int, ...]) -> int:
