@@ -99,9 +99,15 @@ def summary(results: Sequence[Result]) -> str:
 
 
 _SUMMARIES: Sequence[tuple[str, str, Callable[[Result], bool]]] = (
-    ("3-D convolution vs XLA", "xla", lambda result: result.name.startswith("conv/3d")),
-    ("everything vs XLA", "xla", lambda result: True),
-    ("everything vs PyTorch", "torch", lambda result: True),
+    (
+        "3-D convolution vs XLA",
+        "xla",
+        lambda r: r.name.startswith(("conv/3d", "conv_transpose/3d")),
+    ),
+    ("convolution vs XLA", "xla", lambda r: r.name.startswith("conv")),
+    ("everything vs XLA", "xla", lambda r: True),
+    ("convolution vs PyTorch", "torch", lambda r: r.name.startswith("conv")),
+    ("everything vs PyTorch", "torch", lambda r: True),
 )
 
 

@@ -26,12 +26,14 @@ def take_turns(
     at_most: int = 9,
     pause: float = 0.1,
     turn: float = 0.1,
+    warm: float = 4.0,
 ) -> dict[str, tuple[float, ...]]:
     """Let every contender run in every round.
 
     A turn is several runs, as many as fit into `turn` seconds, at most 20, and counts with their
-    median. The order is reversed in every
-    second round, so that nobody always follows the same one.
+    median. A run before them does not count, since whoever had the turn before has left caches and
+    memory to others. The order is reversed in every second round, so that nobody always follows
+    the same one.
 
     Args:
       contenders: functions that return when their work is done. Each should have run before,
@@ -42,6 +44,7 @@ def take_turns(
       pause: seconds of sleep before each turn, in which another library's idle threads, which
         wait in a loop for some milliseconds, give up the cores.
       turn: seconds for one turn.
+      warm: a first run that takes longer is the turn itself: caches hardly matter to it.
 
     Returns:
       For each contender, the seconds of each round.
@@ -53,7 +56,9 @@ def take_turns(
             break
         for name in list(contenders)[:: -1 if i % 2 else 1]:
             time.sleep(pause)
-            samples = repeat(contenders[name], turn, at_least=1, at_most=20)
+            samples = repeat(contenders[name], 0.0, at_least=1, at_most=1)
+            if samples[0] <= warm:
+                samples = repeat(contenders[name], turn, at_least=1, at_most=20)
             rounds[name].append(statistics.median(samples))
     return {name: tuple(samples) for name, samples in rounds.items()}
 

@@ -35,7 +35,7 @@ def contenders(clock):
 
 def test_the_order_is_reversed_in_every_second_round(contenders):
     ran, both = contenders
-    rounds = take_turns(both, at_most=3, budget=100.0, pause=0.125)
+    rounds = take_turns(both, at_most=3, budget=100.0, pause=0.125, warm=0.0)
     assert ran == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
     assert rounds == {"ours": (1.0,) * 3, "theirs": (3.0,) * 3}
 
@@ -43,14 +43,20 @@ def test_the_order_is_reversed_in_every_second_round(contenders):
 def test_a_turn_is_filled(contenders):
     ran, both = contenders
     rounds = take_turns(both, at_most=1, at_least=1, turn=5.0)
-    assert (ran.count("ours"), ran.count("theirs")) == (5, 2)
+    assert (ran.count("ours"), ran.count("theirs")) == (6, 3)  # one of each does not count
     assert rounds["ours"] == (1.0,)  # the median of the runs in it
 
 
 @pytest.mark.parametrize(("budget", "count"), [(0.0, 2), (9.0, 3), (1e9, 9)])
 def test_rounds_are_bounded_by_time(contenders, budget, count):
     _, both = contenders
-    assert len(take_turns(both, budget=budget)["ours"]) == count
+    assert len(take_turns(both, budget=budget, warm=0.0)["ours"]) == count
+
+
+def test_long_runs_are_not_repeated(contenders):
+    ran, both = contenders
+    assert take_turns(both, at_most=1, at_least=1, warm=2.0)["theirs"] == (3.0,)
+    assert (ran.count("ours"), ran.count("theirs")) == (2, 1)
 
 
 def test_pauses_are_not_counted(contenders):
