@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.contest import Contest, check_agreement
 from benchmarks.peer_kernels import kernel_contests
 from benchmarks.peer_unet import unet_contests
+from benchmarks.ratios import draw_ratios
 from biojax.bench.machine import count_cores, describe_machine
 from biojax.bench.report import markdown, milliseconds, write_text
 from biojax.bench.turns import Ratio, geometric_mean, ratio, take_turns
@@ -112,7 +113,7 @@ _SUMMARIES: Sequence[tuple[str, str, Callable[[Result], bool]]] = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the contests, print each as it is done, and write `peers.jsonl` and `peers.md`.
+    """Run the contests, print each as it is done, and write `peers.jsonl`, `.md` and `.png`.
 
     Returns:
       0, or 2 for a mistake.
@@ -169,6 +170,7 @@ def _run(options: argparse.Namespace) -> None:
             temporary.write_text("".join(f"{each.to_json(where)}\n" for each in results))
     text = f"{table(results)}\n\n{summary(results)}\n"
     write_text(folder / "peers.md", f"{head}\n\n{text}")
+    draw_ratios(folder / "peers.jsonl", folder / "peers.png")
     print(f"\n{text}")
 
 

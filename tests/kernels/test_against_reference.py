@@ -58,8 +58,8 @@ CASES = [
     pytest.param(kernel, name, spec, dtype, id=f"{kernel}-{name}-{spec.name}-{dtype}")
     for kernel, names in IMPLEMENTATIONS.items()
     for name in names
-    for spec in SPECS[kernel]
-    for dtype in ("float32", "bfloat16")
+    for i, spec in enumerate(SPECS[kernel])
+    for dtype in ("float32", "bfloat16")[: 2 if i % 3 == 0 else 1]
 ]
 
 

@@ -78,7 +78,7 @@ def conv(
       implementation: "xla", "planes" (2-D convolutions over the depth), "winograd" (the same
         with fewer products, for 3, 5 or 7 taps along the first axis), "depthwise", "grouped",
         "pointwise" (one tap), "fft" (hundreds of taps), or None to choose. All but "xla" are meant
-        for the CPU, and differentiate in reverse only.
+        for the CPU; these, and "xla" in groups of several channels, differentiate in reverse only.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.
@@ -134,7 +134,8 @@ def conv_transpose(
       feature_group_count: the number of groups g, as in `conv`.
       precision: passed to every product, as in `jax.lax`.
       implementation: "xla", "phases" (no product with zeros), "matmul" (kernel equal to
-        strides), or None to choose.
+        strides), or None to choose. The first two differentiate in reverse only where there are
+        strides or groups of several channels.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.
