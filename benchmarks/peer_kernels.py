@@ -23,9 +23,9 @@ def kernel_contests() -> list[Contest]:
     """Every large shape, forward, and forward with the gradients of all arrays.
 
     The plain way is that of `flax.linen` for convolutions, pools and normalisation, that of
-    `jax.image` for resampling, a step function in
-    `jax.lax.scan` for recurrences, and `jax.nn.dot_product_attention`. PyTorch runs contiguous and,
-    where there are images, channels last. In bfloat16 and for `linear_scan` PyTorch sits out.
+    `jax.image` for resampling, a step function in `jax.lax.scan` for recurrences, and
+    `jax.nn.dot_product_attention`. PyTorch runs contiguous and, where there are images, channels
+    last. It sits out in bfloat16, and for `linear_scan`, resampling and normalisation.
     """
     return [
         Contest(

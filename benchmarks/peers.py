@@ -4,13 +4,14 @@ Kernels against `flax.linen`, `jax.lax.scan` and `jax.nn.dot_product_attention`,
 same one of Flax's layers, and all of them against PyTorch, in one process, in turns. A ratio is
 the rival's time over ours, round by round, and its median: above 1, biojax is faster. Of PyTorch's
 two layouts the one with the faster median counts. Before anything is timed, outputs and gradients
-are held against each other.
+are held against each other; of PyTorch's U-Net, whose weights are its own, only the shapes are.
 
 Needs the extra `peers`: torch, monai, dynamic-network-architectures.
 """
 
 import argparse
 import dataclasses
+import datetime
 import fnmatch
 import importlib.metadata
 import json
@@ -152,10 +153,11 @@ def _run(options: argparse.Namespace) -> None:
     folder = make_folder(options.out)
     versions = {
         name: importlib.metadata.version(name)
-        for name in ("torch", "dynamic-network-architectures")
+        for name in ("torch", "monai", "dynamic-network-architectures")
     }
-    where = {**describe_machine(), "threads": options.threads, **versions}
-    head = f"{where['machine']}; {where['versions']}, torch {versions['torch']}"
+    date = datetime.date.today().isoformat()
+    where = {"date": date, **describe_machine(), "threads": options.threads, **versions}
+    head = f"{date}; {where['machine']}; {where['versions']}, torch {versions['torch']}"
     print(f"{head}; JAX on {cores} cores, PyTorch on {options.threads} threads\n")
     results: list[Result] = []
     for i, contest in enumerate(contests, 1):

@@ -1,5 +1,6 @@
 """Draws the ratios of a run: `python -m benchmarks.ratios peers.jsonl peers.png`."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -52,8 +53,11 @@ def draw_ratios(records: Path, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw one file."""
-    records, picture = map(Path, sys.argv[1:] if arguments is None else arguments)
-    draw_ratios(records, picture)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ratios", description=__doc__)
+    parser.add_argument("records", type=Path, help="peers.jsonl")
+    parser.add_argument("picture", type=Path, help="such as peers.png")
+    options = parser.parse_args(arguments)
+    draw_ratios(options.records, options.picture)
     return 0
 
 

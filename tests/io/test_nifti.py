@@ -1,14 +1,16 @@
 """NIfTI of any orientation, unit and scale comes out as z, y, x in millimetres."""
 
 import itertools
+from typing import Any
 
-import nibabel as nib
+import nibabel
 import numpy as np
 import pytest
 
 from biojax.errors import ConfigError
 from biojax.io import Volume, open_volume, read_volume, write_planes, write_volume
 
+nib: Any = nibabel  # its images have more attributes than its types tell
 REVERSE = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
 DATA = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 ORIENTATIONS = [

@@ -134,8 +134,8 @@ def conv_transpose(
       feature_group_count: the number of groups g, as in `conv`.
       precision: passed to every product, as in `jax.lax`.
       implementation: "xla", "phases" (no product with zeros), "matmul" (kernel equal to
-        strides), or None to choose. The first two differentiate in reverse only where there are
-        strides or groups of several channels.
+        strides), or None to choose. "phases", and "xla" with strides or in groups of several
+        channels, differentiate in reverse only.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, dilated
@@ -149,11 +150,17 @@ def _weight_gradient(
 
 
 def _convolve_fwd(maps, x, w, geometry):
-    return convolve(maps, x, w, geometry), (x, w)
+    wanted = () if x.perturbed else None  # the image itself is no function of the parameters
+    x, w = x.value, w.value
+    return convolve(maps, x, w, geometry), (x, w, wanted)
 
 
 def _convolve_bwd(maps, geometry, saved, dy):
-    x, w = saved
+    x, w, wanted = saved
+    if isinstance(dy, SymbolicZero):
+        return None, None
+    if wanted is None:  # `after` an unwanted gradient, the compiler would have to compute it
+        return None, weight_gradient(maps, x, dy, w, geometry, after=dy)
     dx = transposed(maps, dy, w, geometry, x.shape[1:-1])
     return dx, weight_gradient(maps, x, dy, w, geometry, after=dx)
 
@@ -181,6 +188,6 @@ def _weight_gradient_bwd(maps, kernel, geometry, saved, dw):
     return dx, convolve(maps, x, w, geometry), None
 
 
-_convolve.defvjp(_convolve_fwd, _convolve_bwd)
+_convolve.defvjp(_convolve_fwd, _convolve_bwd, symbolic_zeros=True)
 _transposed.defvjp(_transposed_fwd, _transposed_bwd)
 _weight_gradient.defvjp(_weight_gradient_fwd, _weight_gradient_bwd)

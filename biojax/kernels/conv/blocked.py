@@ -42,6 +42,7 @@ class Method(NamedTuple):
         prepared kernel.
       scratch: kernel's shape to the numbers held on the way for each output pixel.
       tile: the depth of a block is a multiple of this.
+      apart: as in `map_blocks`.
     """
 
     prepare: Callable[[Array], Array]
@@ -49,6 +50,7 @@ class Method(NamedTuple):
     gradient: Callable[[Array, Array, tuple[int, ...], Geometry], Array]
     scratch: Callable[[tuple[int, ...]], int]
     tile: int = 1
+    apart: bool = False
 
 
 def conv(method: Method, x: Array, w: Array, geometry: Geometry, at: int = 0) -> Array:
@@ -80,7 +82,7 @@ def _convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     def compute(window: Array) -> Array:
         return method.forward(window.astype(wide), prepared, _inner(geometry)).astype(x.dtype)
 
-    return map_blocks(compute, x, cuts, jax.ShapeDtypeStruct(out, x.dtype))
+    return map_blocks(compute, x, cuts, jax.ShapeDtypeStruct(out, x.dtype), method.apart)
 
 
 def _transposed(
@@ -130,7 +132,7 @@ def _transposed(
         return _interleaved([parts[at].astype(y.dtype) for at in itertools.product(*axes)], strides)
 
     out = jax.ShapeDtypeStruct((y.shape[0], *spatial, mirrored.shape[-1]), y.dtype)
-    return map_blocks(compute, y, cuts, out)
+    return map_blocks(compute, y, cuts, out, method.apart)
 
 
 def _weight_gradient(

@@ -178,7 +178,7 @@ def _direct_scratch(kernel: tuple[int, ...]) -> int:
     return 4 * kernel[-1]
 
 
-_DIRECT = Method(lambda w: w, _forward, _gradient, _direct_scratch)
+_DIRECT = Method(lambda w: w, _forward, _gradient, _direct_scratch, apart=True)
 
 
 def _winograd(taps: int) -> Method:
