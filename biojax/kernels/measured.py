@@ -83,7 +83,9 @@ def described(kernel: str, args: tuple) -> str:
 def describe_device(platform: str) -> str:
     """The kind of the accelerator, or the architecture and cores of the host."""
     if platform == "cpu":
-        return f"{host.machine()}, {os.cpu_count()} cores"
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count()
+        return f"{host.machine()}, {cores} cores"
     return jax.devices()[0].device_kind
 
 

@@ -92,6 +92,8 @@ def _seconds(
             filled = [next(rest) if f else a for a, f in zip(arrays, floating, strict=True)]
             return call(*filled, implementation=name)
 
+        if not any(floating):  # labels have no gradient
+            return call(*arrays, implementation=name)
         out, pull = jax.vjp(run, *(a for a, f in zip(arrays, floating, strict=True) if f))
         return out, pull(out)
 

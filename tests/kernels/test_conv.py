@@ -269,6 +269,24 @@ def test_gradients_of_kernels_do_not_stall(rank):
 X = jnp.ones((1, 4, 5, 6))
 
 
+def test_gradients_in_bfloat16_multiply_bfloat16():
+    """Or accelerators would train at half their speed."""
+    x, w = jnp.ones((1, 6, 6, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
+    gradient = jax.grad(lambda x, w: conv(x, w, implementation="xla").sum(), (0, 1))
+    lines = jax.jit(gradient).lower(x, w).as_text().splitlines()
+    products = [line for line in lines if "stablehlo.convolution" in line]
+    assert len(products) >= 2
+    assert not any("f32" in line.rpartition(":")[2].partition("->")[0] for line in products)
+
+
+@pytest.mark.parametrize(("argument", "maps"), [(0, 3), (1, 2), ((0, 1), 3)])
+def test_only_gradients_that_are_wanted(argument, maps):
+    """An image is no function of the parameters: the first layer has no gradient for it."""
+    x, w = jnp.ones((1, 6, 6, 6, 4)), jnp.ones((3, 3, 3, 4, 4))
+    gradient = jax.grad(lambda x, w: conv(x, w, implementation="planes").sum(), argument)
+    assert str(jax.make_jaxpr(gradient)(x, w)).count("custom_partitioning[") == maps
+
+
 @pytest.mark.parametrize(
     ("x", "w", "options", "message"),
     [
@@ -295,6 +313,9 @@ X = jnp.ones((1, 4, 5, 6))
         (X, (7, 3, 6, 2), {"padding": "VALID", "strides": 2}, "no smaller than the kernel"),
         (X, (3, 3, 6, 2), {"padding": "VALID", "kernel_dilation": 2}, r"spans \(5, 5\)"),
         (X, (3, 3, 6, 2), {"padding": -1}, "Pad the image, or use padding='SAME'"),
+        (X, (3, 3, 6, 2), {"padding": ((0.9, 1.7), (1, 1))}, r"padding=\(\(0.9, 1.7\)"),
+        (X, (3, 3, 6, 2), {"padding": ((-6, 5), (1, 1))}, "padded or cropped"),
+        (X.astype(jnp.complex64), (3, 3, 6, 2), {}, r"astype\(float32\)"),
     ],
 )
 def test_what_conv_refuses(x, w, options, message):

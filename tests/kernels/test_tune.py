@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from biojax.errors import ConfigError, FileError
-from biojax.kernels import attention, conv, explain, linear_scan, measured, tune
+from biojax.kernels import attention, conv, explain, linear_scan, max_pool, measured, tune
 from biojax.kernels.measured import Row
 
 X, W = (
@@ -42,6 +42,12 @@ def slow(monkeypatch):
         monkeypatch.setattr(sys.modules["biojax.kernels.tune"], "_seconds", lambda *_: found)
 
     return give
+
+
+def test_labels_have_no_gradient_to_measure():
+    row = tune(max_pool, jnp.arange(8).reshape(1, 8, 1), 2, budget=0.0)
+    assert "xla" in row.seconds
+    assert all(forward > 0 and both > 0 for forward, both in row.seconds.values())
 
 
 def test_measures_what_can_do_the_call():

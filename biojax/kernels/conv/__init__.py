@@ -81,10 +81,14 @@ def conv(
         for the CPU; these, and "xla" in groups of several channels, differentiate in reverse only.
 
     Returns:
-      (b, *out, f), of x's dtype. Sums are held in at least float32.
+      (b, *out, f), of x's dtype. Sums are held in at least float32. Where x holds Inf or NaN,
+      "winograd", "grouped", "fft" and "depthwise" with 5, 7 or 9 taps along the depth spread them
+      to outputs nearby, and in groups nearby, that do not see them.
 
     Raises:
-      ShapeError: x, w and the options do not fit together.
+      ShapeError: x and w differ in rank or dtype, or are not floating; channels and groups do not
+        match; the kernel is larger than the padded image; an option is not one per axis.
+      ConfigError: there is no implementation of that name.
       UnsupportedError: the named implementation cannot do this.
 
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016,
@@ -193,11 +197,12 @@ def _check(where: str, x: Array, w: Array, groups: int) -> int:
             f"feature_group_count={fits}" if fits else None,
         )
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != w.dtype:
+        wide = jnp.result_type(x, w, jnp.bfloat16)
         raise ShapeError(
             where,
             f"x of {x.dtype} and a kernel of {w.dtype}",
             "the same floating dtype for both",
-            f"Convert one of them: x.astype({jnp.result_type(x, w, jnp.bfloat16)})",
+            f"Convert them: .astype({wide if jnp.issubdtype(wide, jnp.floating) else 'float32'})",
         )
     return rank
 
@@ -210,10 +215,11 @@ def _check_size(
     strides: Sequence[int],
 ) -> None:
     sizes = [out_size(*each) for each in zip(spatial, pads, extent, strides, strict=True)]
-    if min(sizes) < 1:
+    kept = [n + min(low, 0) + min(high, 0) for n, (low, high) in zip(spatial, pads, strict=True)]
+    if min(sizes) < 1 or min(kept) < 0:
         raise ShapeError(
             where,
             f"an image of {tuple(spatial)}, padding {pads} and a kernel that spans {extent}",
-            "a padded image no smaller than the kernel",
+            "an image, padded or cropped, no smaller than the kernel",
             "Pad the image, or use padding='SAME'",
         )

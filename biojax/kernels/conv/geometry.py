@@ -1,6 +1,7 @@
 """Strides, dilation and padding, written out for every spatial axis."""
 
 from collections.abc import Sequence
+from operator import index
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def _explicit(where: str, padding: int | Sequence[tuple[int, int]], rank: int) -
     if isinstance(padding, int | np.integer):
         return ((int(padding), int(padding)),) * rank
     try:
-        pads = tuple((int(before), int(after)) for before, after in padding)
+        pads = tuple((index(before), index(after)) for before, after in padding)
     except (TypeError, ValueError):
         raise _padding_error(where, padding, rank) from None
     if len(pads) != rank:

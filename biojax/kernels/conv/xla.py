@@ -5,6 +5,8 @@ the weights' gradient of a transposed convolution with strides (jaxlib 0.10.2). 
 shared as `bilinear` says, and differentiate in reverse only.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -29,6 +31,10 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
 
 def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
     """The same before it is rounded to x's dtype, for sums of several."""
+    return _returning(accumulator(x.dtype), x, w, geometry)
+
+
+def _returning(dtype: jnp.dtype, x: Array, w: Array, geometry: Geometry) -> Array:
     x, pads = cropped(x, geometry.pads)
     return lax.conv_general_dilated(
         x,
@@ -39,7 +45,7 @@ def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
         dimension_numbers=LAYOUTS[x.ndim - 2],
         feature_group_count=geometry.groups,
         precision=geometry.precision,
-        preferred_element_type=accumulator(x.dtype),
+        preferred_element_type=dtype,
     )
 
 
@@ -55,7 +61,23 @@ def _in_groups(w: Array, geometry: Geometry) -> bool:
 
 
 def _conv(x: Array, w: Array, geometry: Geometry) -> Array:
+    if accumulator(x.dtype) == x.dtype:
+        return accumulated(x, w, geometry)
+    return _narrow(varying(x, w), varying(w, x), geometry)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _narrow(x: Array, w: Array, geometry: Geometry) -> Array:
+    """In bfloat16 or float16, gradients included: JAX's own rule widens all operands of theirs."""
     return accumulated(x, w, geometry).astype(x.dtype)
+
+
+def _narrow_bwd(geometry, saved, dy):
+    x, w = saved
+    return jax.vjp(lambda x, w: _returning(x.dtype, x, w, geometry), x, w)[1](dy)
+
+
+_narrow.defvjp(lambda x, w, geometry: (_narrow(x, w, geometry), (x, w)), _narrow_bwd)
 
 
 def _transposed(y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]) -> Array:
