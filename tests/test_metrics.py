@@ -44,7 +44,7 @@ def test_undefined_is_nan():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_confusion_matrix_is_scikit_learn_s(seed):
-    reference = pytest.importorskip("sklearn.metrics")
+    reference = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     rng = np.random.default_rng(seed)
     labels, predictions = rng.integers(0, 4, (2, 60)).astype(np.uint8)
     matrix = metrics.confusion_matrix(labels, predictions, 4)
@@ -168,7 +168,7 @@ def test_roc_auc_by_hand():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_roc_auc_is_scikit_learn_s(seed):
-    reference = pytest.importorskip("sklearn.metrics")
+    reference = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
     rng = np.random.default_rng(seed)
     labels = np.r_[0, 1, 2, rng.integers(0, 3, 40)]
     scores = rng.dirichlet(np.ones(3), size=43)

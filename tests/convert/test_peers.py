@@ -247,7 +247,7 @@ def test_counts_are_those_of_the_originals(out_channels):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_from_a_file_that_pytorch_wrote_to_one_that_is_shared(dtype, tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors = pytest.importorskip("safetensors.torch", reason="torch is not installed")
     fields = {"out_channels": 3, "features": [4, 6], "param_dtype": dtype}
     net = dna.PlainConvUNet(
         1, 2, (4, 6), kernel_sizes=3, strides=(1, 2), n_conv_per_stage=2, num_classes=3,
