@@ -51,6 +51,18 @@ def test_an_offset_is_hardly_seen(name, offset, tolerance):
 
 
 @pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("value", [-1000, 2.8, 3, 10])
+def test_padding_and_offsets_of_some_channels(name, value):
+    """Means small and large beside their deviations, and the two next to each other."""
+    x = image(2, 16, 17, 18, 6)
+    x[:, :3] = x[..., 4] = value
+    x[..., 1] += 1000
+    x[1, ..., 2:4] -= 2.8
+    y = jax.jit(partial(NORMS[name], epsilon=1e-3))(x)
+    np.testing.assert_allclose(y, standard(x, name, 1e-3), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NORMS)
 def test_gradients_with_an_offset(name):
     x, dy = image(2, 4, 5, 6, 6), image(2, 4, 5, 6, 6)[::-1]
     scale, bias = np.arange(1.0, 7.0, dtype=np.float32), np.ones(6, np.float32)

@@ -4,6 +4,9 @@ The mean is held in two parts: what is subtracted from every pixel, and the mean
 is small and so has small errors. It corrects the variance too (Chan, Golub and LeVeque, "Algorithms
 for computing the sample variance", The American Statistician, 1983, equation 1.7). For the gradient
 x is kept and the statistics, and no other array of the image's size.
+
+XLA on CPU writes down the differences from the mean before it adds up their squares. Where every
+mean is small beside its deviation the squares of x itself serve as well, and nothing is written.
 """
 
 from functools import partial
@@ -13,10 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.conv.blocks import varying
-from biojax.kernels.dispatch import accumulator
+from biojax.kernels.dispatch import accumulator, platform
 from biojax.typing import Array
 
 __all__ = ["normalise"]
+
+# Variances in the square of a mean, up to which it is small: the error of the variance grows by 1
+# plus as much.
+_FEW = 8
 
 
 @partial(jax.jit, static_argnums=(3, 4, 5), inline=True)
@@ -42,12 +49,8 @@ def _normalise(x, scale, bias, axes, groups, epsilon):
 def _normalise_fwd(x, scale, bias, axes, groups, epsilon):
     c = x.shape[-1]
     wide = x.astype(accumulator(x.dtype))
-    # Rows first, so that the rest comes from short sums and not from one more pass over x.
-    rows = wide.mean(-2, keepdims=True) if axes else wide
-    shift = _mean(rows, axes, groups)
-    rest = _mean(rows - _each(shift, c), axes, groups)
+    shift, rest, var = _statistics(wide, axes, groups)
     left = wide - _each(shift, c)
-    var = jnp.maximum(_mean(jnp.square(left), axes, groups) - jnp.square(rest), 0)
     rstd = lax.rsqrt(var + epsilon)
 
     slope, offset = _each(rstd, c), _each(-rest * rstd, c)
@@ -85,6 +88,22 @@ def _normalise_bwd(axes, groups, epsilon, saved, cotangents):
 
 
 _normalise.defvjp(_normalise_fwd, _normalise_bwd)
+
+
+def _statistics(x: Array, axes: tuple[int, ...], groups: int) -> tuple[Array, Array, Array]:
+    """What to subtract from every pixel, the mean of the rest, and the variance."""
+    mean = _mean(x, axes, groups)
+
+    def about_the_mean() -> tuple[Array, Array]:
+        left = x - _each(mean, x.shape[-1])
+        rest = _mean(left, axes, groups)
+        return rest, jnp.maximum(_mean(jnp.square(left), axes, groups) - jnp.square(rest), 0)
+
+    if platform() != "cpu":
+        return mean, *about_the_mean()
+    var = _mean(jnp.square(x), axes, groups) - jnp.square(mean)
+    is_small = jnp.all(jnp.square(mean) <= _FEW * var)
+    return mean, *lax.cond(is_small, lambda: (jnp.zeros_like(mean), var), about_the_mean)
 
 
 def _mean(v: Array, axes: tuple[int, ...], groups: int) -> Array:
