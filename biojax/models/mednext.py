@@ -17,12 +17,14 @@ The authors' code counts one more, a dummy that is never used. MONAI's B, M and 
 the stage above, here and in the authors' code that of the stage below.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError, ShapeError
@@ -97,12 +99,13 @@ class MedNeXt(nn.Module):
             if self.deep_supervision and (train or self.is_initializing()):
                 logits.append(Conv(self.out_channels, 1, name=f"head{i + 1}", **kind)(x))
             s = 2 * depth - i
+            padding = [(1, 0)] * self.spatial_dims
             shortcut = ConvTranspose(
-                width[s], 1, strides=2, padding=0, name=f"up{i}_shortcut", **kind
+                width[s], 1, strides=2, padding=padding, name=f"up{i}_shortcut", **kind
             )
             up = self._block(width[s], s, resample="up", name=f"up{i}")
-            # One pixel short of twice the size, hence a row of zeros in front of each axis.
-            y = jnp.pad(up(x) + shortcut(x), [(0, 0), *[(1, 0)] * self.spatial_dims, (0, 0)])
+            y = up(x) + shortcut(x)
+            y = jnp.where(_behind_first(y), y, 0)
             x = stage(checkpoint_name(y, "block") + skips[i], s, f"decoder{i}")
         logits.append(Conv(self.out_channels, 1, name="head", **kind)(x))
         logits = tuple(y.astype(jnp.promote_types(y.dtype, jnp.float32)) for y in reversed(logits))
@@ -148,7 +151,9 @@ class MedNeXtBlock(nn.Module):
       features: output channels.
       kernel_size: of the depthwise convolution, odd.
       expansion_ratio: channels of the hidden layer over those of the input.
-      resample: None, "down" by a stride of 2, or "up" by a transposed one, to 2 n - 1 pixels.
+      resample: None, "down" by a stride of 2, or "up" by a transposed one. That makes 2 n - 1
+        pixels of n: what stands in front of them, to make them 2 n, means nothing and is not seen
+        by the norm. So an image spread over devices has parts of one size at every resolution.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -164,20 +169,30 @@ class MedNeXtBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) to (b, *out, features)."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        c = x.shape[-1]
-        layer = ConvTranspose if self.resample == "up" else Conv
+        c, half, is_up = x.shape[-1], self.kernel_size // 2, self.resample == "up"
+        layer = ConvTranspose if is_up else Conv
         x = layer(
             c,
             self.kernel_size,
             strides=2 if self.resample else 1,
-            padding=self.kernel_size // 2,
+            padding=[(half + is_up, half)] * (x.ndim - 2),
             feature_group_count=c,
             name="depthwise",
             **kind,
         )(x)
-        x = make_norm("instance", **kind)(x)
+        if is_up:
+            norm = nn.InstanceNorm(epsilon=1e-5, use_fast_variance=False, name="norm", **kind)
+            x = norm(x, mask=_behind_first(x))
+        else:
+            x = make_norm("instance", **kind)(x)
         x = nn.gelu(Conv(self.expansion_ratio * c, 1, name="expand", **kind)(x), approximate=False)
         return Conv(self.features, 1, name="project", **kind)(x)
+
+
+def _behind_first(x: Array) -> Array:
+    """Whether each pixel of (b, *spatial, c) is behind the first along every axis."""
+    behind = [lax.broadcasted_iota(jnp.int32, x.shape, axis) > 0 for axis in range(1, x.ndim - 1)]
+    return functools.reduce(jnp.logical_and, behind)
 
 
 def upkern(params: Mapping[str, Any], larger: Mapping[str, Any]) -> dict[str, Any]:
