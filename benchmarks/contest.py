@@ -1,5 +1,9 @@
-"""Contenders for one and the same work, and whether they agree on what it is."""
+"""Contenders for one and the same work: whether they agree on what it is, and who is faster."""
 
+import dataclasses
+import json
+import statistics
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,9 +11,24 @@ import jax
 import numpy as np
 
 from biojax.bench.case import in_mode
+from biojax.bench.turns import Ratio, ratio, take_turns
 from biojax.errors import DataError
+from biojax.kernels import explain
 
-__all__ = ["Contender", "Contest", "check_agreement", "jax_contender", "jax_result"]
+__all__ = [
+    "Contender",
+    "Contest",
+    "Result",
+    "check_agreement",
+    "choices_of",
+    "compile_timed",
+    "hold",
+    "jax_contender",
+    "jax_result",
+]
+
+# A contest has three rounds at least, or two where they are longer than this many seconds.
+_LONG_ROUND = 60.0
 
 
 class Contender(NamedTuple):
@@ -17,13 +36,16 @@ class Contender(NamedTuple):
 
     Attributes:
       run: does it, and returns when it is done.
-      result: does it, and returns every output and gradient, channels last.
-      has_our_weights: whether the values must be ours, and not the shapes alone.
+      result: does it from the start that all have in common, and returns every output and
+        gradient, channels last.
+      compile_seconds: of tracing, lowering and compilation together; None where nothing is.
+      choices: which implementations of biojax's kernels run in it, and why.
     """
 
     run: Callable[[], object]
     result: Callable[[], list[np.ndarray]]
-    has_our_weights: bool = True
+    compile_seconds: float | None = None
+    choices: tuple[str, ...] = ()
 
 
 class Contest(NamedTuple):
@@ -35,13 +57,90 @@ class Contest(NamedTuple):
     prepare: Callable[[], dict[str, Contender]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The rounds of one contest.
+
+    Attributes:
+      name, mode, dtype: those of the contest.
+      rounds: seconds of each contender, in order.
+      compile_seconds: of each contender that is compiled.
+      choices: which implementations ran in biojax, and why.
+    """
+
+    name: str
+    mode: str
+    dtype: str
+    rounds: dict[str, tuple[float, ...]]
+    compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> str | None:
+        """PyTorch's faster one; None if it did not take part."""
+        theirs = [name for name in self.rounds if name.startswith("torch")]
+        return min(theirs, key=lambda name: statistics.median(self.rounds[name]), default=None)
+
+    def against(self, rival: str | None) -> Ratio | None:
+        """The rival's time over ours; None for a rival that did not take part."""
+        return ratio(self.rounds[rival], self.rounds["biojax"]) if rival in self.rounds else None
+
+    def to_json(self, where: dict[str, Any]) -> str:
+        """One line."""
+        ratios = {"against_xla": self.against("xla"), "against_torch": self.against(self.layout)}
+        parts = {k: r and {"ratio": r.value, "deviation": r.deviation} for k, r in ratios.items()}
+        return json.dumps({**where, **dataclasses.asdict(self), "layout": self.layout, **parts})
+
+
+def hold(contest: Contest, *, budget: float = 10.0, at_most: int = 9, **options: Any) -> Result:
+    """Check that all agree, and let them take turns; options as in `take_turns`.
+
+    Raises:
+      DataError: outputs or gradients differ.
+      DependencyError: PyTorch is not installed.
+    """
+    contenders = contest.prepare()
+    check_agreement(f"{contest.name}/{contest.mode}", contest.dtype, contenders)
+    runs = {name: each.run for name, each in contenders.items()}
+    start = time.perf_counter()
+    rounds = take_turns(runs, at_least=2, at_most=2, **options)
+    spent = time.perf_counter() - start
+    if spent <= 2 * _LONG_ROUND:
+        more = take_turns(
+            runs, budget=budget - spent, at_least=1, at_most=max(at_most - 2, 1), **options
+        )
+        rounds = {name: rounds[name] + more[name] for name in runs}
+    compiled = {
+        name: each.compile_seconds
+        for name, each in contenders.items()
+        if each.compile_seconds is not None
+    }
+    choices = contenders["biojax"].choices
+    return Result(contest.name, contest.mode, contest.dtype, rounds, compiled, choices)
+
+
 def jax_contender(mode: str, function: Callable, arguments: tuple) -> Contender:
     """A function of arrays, compiled; in the mode "both" with the gradients of all of them."""
     timed, inputs = in_mode(mode, function, arguments)
-    compiled = jax.jit(timed).lower(*inputs).compile()
+    program, seconds = compile_timed(timed, inputs)
     return Contender(
-        lambda: jax.block_until_ready(compiled(*inputs)), lambda: jax_result(compiled(*inputs))
+        lambda: jax.block_until_ready(program(*inputs)),
+        lambda: jax_result(program(*inputs)),
+        seconds,
+        choices_of(function, *arguments),
     )
+
+
+def compile_timed(function: Callable, arguments: tuple, **options: Any) -> tuple[Callable, float]:
+    """The program of `jax.jit(function, **options)`, and the seconds from the one to the other."""
+    start = time.perf_counter()
+    program = jax.jit(function, **options).lower(*arguments).compile()
+    return program, time.perf_counter() - start
+
+
+def choices_of(function: Callable, *arguments: Any) -> tuple[str, ...]:
+    """What `biojax.kernels.explain` says, each line once."""
+    return tuple(dict.fromkeys(map(str, explain(function, *arguments))))
 
 
 def jax_result(tree: Any) -> list[np.ndarray]:
@@ -59,23 +158,21 @@ def check_agreement(name: str, dtype: str, contenders: Mapping[str, Contender]) 
     ours, *rivals = contenders
     expected = contenders[ours].result()
     for rival in rivals:
-        results = contenders[rival].result()
-        pairs = list(zip(results, expected, strict=True))
-        same = all(got.shape == want.shape for got, want in pairs)
-        if same and contenders[rival].has_our_weights:
-            same = all(_difference(got, want) <= limit for got, want in pairs)
-        if not same:
-            found = [f"{got.shape} off by {_difference(got, want):.1e}" for got, want in pairs]
+        pairs = list(zip(contenders[rival].result(), expected, strict=True))
+        differences = [_difference(got, want) for got, want in pairs]
+        wrong = [i for i, difference in enumerate(differences) if not difference <= limit]
+        if wrong:
+            found = [f"{pairs[i][0].shape} off by {differences[i]:.1e}" for i in wrong[:8]]
             raise DataError(
                 f"{name}: {rival}",
-                f"outputs and gradients {', '.join(found)}",
+                f"{len(wrong)} of {len(pairs)} outputs and gradients differ: {', '.join(found)}",
                 f"the shapes and values of {ours}, within {limit:g}",
                 "Nothing can be compared before they agree: correct one of the two",
             )
 
 
 def _difference(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest difference over the largest value."""
+    """The largest difference over the largest value; NaN for other shapes."""
     if got.shape != want.shape:
         return float("nan")
     return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-30))

@@ -1,115 +1,54 @@
 """biojax against plain XLA and PyTorch: `python -m benchmarks.peers --help`, from a checkout.
 
-Kernels against `flax.linen`, `jax.lax.scan` and `jax.nn.dot_product_attention`, a U-Net against the
-same one of Flax's layers, and all of them against PyTorch, in one process, in turns. A ratio is
+Kernels against `flax.linen`, `jax.lax.scan` and `jax.nn.dot_product_attention`, models against the
+same ones of Flax's layers, and all of them against PyTorch, in one process, in turns. A ratio is
 the rival's time over ours, round by round, and its median: above 1, biojax is faster. Of PyTorch's
 two layouts the one with the faster median counts. Before anything is timed, outputs and gradients
-are held against each other; of PyTorch's U-Net, whose weights are its own, only the shapes are.
+are held against each other. Compilation is timed once, apart, and is no part of a ratio.
 
 Needs the extra `peers`: torch, monai, dynamic-network-architectures.
 """
 
 import argparse
-import dataclasses
 import datetime
 import fnmatch
 import importlib.metadata
-import json
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import Contest, check_agreement
+from benchmarks.aims import summary
+from benchmarks.contest import Contest, Result, hold
 from benchmarks.peer_kernels import kernel_contests
-from benchmarks.peer_unet import unet_contests
+from benchmarks.peer_models import model_contests
 from benchmarks.ratios import draw_ratios
 from biojax.bench.machine import count_cores, describe_machine
 from biojax.bench.report import markdown, milliseconds, write_text
-from biojax.bench.turns import Ratio, geometric_mean, ratio, take_turns
 from biojax.errors import BiojaxError, ConfigError, nearest, require
 from biojax.io.atomic import make_folder, replacing
 
-__all__ = ["Result", "hold", "main", "summary", "table"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The rounds of one contest: seconds of each contender, in order."""
-
-    name: str
-    mode: str
-    dtype: str
-    rounds: dict[str, tuple[float, ...]]
-
-    @property
-    def layout(self) -> str | None:
-        """PyTorch's faster one; None if it did not take part."""
-        theirs = [name for name in self.rounds if name.startswith("torch")]
-        return min(theirs, key=lambda name: statistics.median(self.rounds[name]), default=None)
-
-    def against(self, rival: str | None) -> Ratio | None:
-        """The rival's time over ours."""
-        return ratio(self.rounds[rival], self.rounds["biojax"]) if rival else None
-
-    def to_json(self, where: dict[str, Any]) -> str:
-        """One line."""
-        ratios = {"against_xla": self.against("xla"), "against_torch": self.against(self.layout)}
-        parts = {k: r and {"ratio": r.value, "deviation": r.deviation} for k, r in ratios.items()}
-        return json.dumps({**dataclasses.asdict(self), "torch": self.layout, **parts, **where})
-
-
-def hold(contest: Contest, **options: Any) -> Result:
-    """Check that all agree, and let them take turns; options as in `take_turns`.
-
-    Raises:
-      DataError: outputs or gradients differ.
-      DependencyError: PyTorch is not installed.
-    """
-    contenders = contest.prepare()
-    check_agreement(f"{contest.name}/{contest.mode}", contest.dtype, contenders)
-    rounds = take_turns({name: each.run for name, each in contenders.items()}, **options)
-    return Result(contest.name, contest.mode, contest.dtype, rounds)
+__all__ = ["main", "table"]
 
 
 def table(results: Sequence[Result]) -> str:
     """A Markdown table, a row for each contest."""
-    head = ("case", "mode", "biojax", "XLA", "PyTorch", "vs XLA", "vs PyTorch", "rounds")
-    return "\n".join(markdown(head, [_row(result) for result in results]))
+    return "\n".join(markdown(_HEAD, [_row(result) for result in results]))
 
 
-def summary(results: Sequence[Result]) -> str:
-    """Geometric means and the least ratio, over 3-D convolutions and over everything."""
-    lines = []
-    for title, rival, fits in _SUMMARIES:
-        for mode in dict.fromkeys(result.mode for result in results):
-            ratios = {
-                result.name: found.value
-                for result in results
-                if result.mode == mode and fits(result)
-                if (found := result.against(result.layout if rival == "torch" else rival))
-            }
-            if ratios:
-                least = min(ratios, key=lambda name: ratios[name])
-                lines.append(
-                    f"- {title}, {mode}: geometric mean {geometric_mean(ratios.values()):.2f} over "
-                    f"{len(ratios)}, least {ratios[least]:.2f} ({least})"
-                )
-    return "\n".join(lines)
-
-
-_SUMMARIES: Sequence[tuple[str, str, Callable[[Result], bool]]] = (
-    (
-        "3-D convolution vs XLA",
-        "xla",
-        lambda r: r.name.startswith(("conv/3d", "conv_transpose/3d")),
-    ),
-    ("convolution vs XLA", "xla", lambda r: r.name.startswith("conv")),
-    ("everything vs XLA", "xla", lambda r: True),
-    ("convolution vs PyTorch", "torch", lambda r: r.name.startswith("conv")),
-    ("everything vs PyTorch", "torch", lambda r: True),
+_HEAD = (
+    "case",
+    "mode",
+    "biojax",
+    "XLA",
+    "PyTorch",
+    "vs XLA",
+    "vs PyTorch",
+    "rounds",
+    "compile",
+    "XLA's compile",
 )
 
 
@@ -124,7 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("bench-results"))
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--seconds", type=float, default=10.0, help="after which no round begins")
-    parser.add_argument("--rounds", type=int, default=9, help="at most; never fewer than 2")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=9,
+        help="at most; never fewer than 3, or 2 of more than a minute",
+    )
     parser.add_argument("--pause", type=float, default=0.1, help="seconds before each turn")
     options = parser.parse_args(arguments)
     try:
@@ -163,9 +107,7 @@ def _run(options: argparse.Namespace) -> None:
     for i, contest in enumerate(contests, 1):
         print(f"[{i}/{len(contests)}] {contest.name}/{contest.mode}", end="  ", flush=True)
         results.append(
-            hold(
-                contest, budget=options.seconds, at_most=max(options.rounds, 2), pause=options.pause
-            )
+            hold(contest, budget=options.seconds, at_most=options.rounds, pause=options.pause)
         )
         print("  ".join(_row(results[-1])[2:]), flush=True)
         with replacing(folder / "peers.jsonl", overwrite=True) as temporary:
@@ -177,7 +119,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _select(pattern: str) -> list[Contest]:
-    contests = [*kernel_contests(), *unet_contests()]
+    contests = [*kernel_contests(), *model_contests()]
     names = [f"{contest.name}/{contest.mode}" for contest in contests]
     fitting = [
         contest
@@ -197,11 +139,16 @@ def _select(pattern: str) -> list[Contest]:
 
 def _row(result: Result) -> tuple[str, ...]:
     def seconds(name: str | None) -> str:
-        return milliseconds(statistics.median(result.rounds[name])) if name else "-"
+        rounds = result.rounds.get(name or "")
+        return milliseconds(statistics.median(rounds)) if rounds else "-"
 
     def against(rival: str | None) -> str:
         found = result.against(rival)
         return f"{found.value:.2f} ±{found.deviation:.2f}" if found else "-"
+
+    def compiled(name: str) -> str:
+        found = result.compile_seconds.get(name)
+        return "-" if found is None else f"{found:.2f} s"
 
     layout = result.layout
     return (
@@ -213,6 +160,8 @@ def _row(result: Result) -> tuple[str, ...]:
         against("xla"),
         against(layout),
         str(len(result.rounds["biojax"])),
+        compiled("biojax"),
+        compiled("xla"),
     )
 
 

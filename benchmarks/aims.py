@@ -1,0 +1,122 @@
+"""What biojax wants to reach against its peers, and how far it is from there."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from benchmarks.contest import Result
+from biojax.bench.report import markdown
+from biojax.bench.turns import geometric_mean
+from biojax.kernels.specs import LARGE
+
+__all__ = ["AIMS", "Aim", "summary"]
+
+
+class Aim(NamedTuple):
+    """A bar for something that each contest measures.
+
+    Attributes:
+      title: what is measured.
+      over: `min` and `geometric_mean` of what should be large, or `max` of what should be small.
+      bar: what that should reach.
+      measure: of one contest; None where the aim is not about it.
+    """
+
+    title: str
+    over: Callable[[Iterable[float]], float]
+    bar: float
+    measure: Callable[[Result], float | None]
+
+    def reached(self, value: float) -> bool:
+        """Whether a value is on the right side of the bar."""
+        return value <= self.bar if self.over is max else value >= self.bar
+
+
+def _ratio(rival: str, fits: Callable[[Result], bool]) -> Callable[[Result], float | None]:
+    """Times of PyTorch are those of its faster layout."""
+
+    def measure(result: Result) -> float | None:
+        if not fits(result):
+            return None
+        found = result.against(result.layout if rival == "torch" else rival)
+        return found and found.value
+
+    return measure
+
+
+def _compile(fits: Callable[[Result], bool]) -> Callable[[Result], float | None]:
+    return lambda result: result.compile_seconds.get("biojax") if fits(result) else None
+
+
+def _any(result: Result) -> bool:
+    return True
+
+
+def _is_kernel(result: Result) -> bool:
+    return result.name.partition("/")[0] in LARGE
+
+
+def _is_conv(result: Result) -> bool:
+    return result.name.startswith(("conv/", "conv_transpose/"))
+
+
+def _is_conv_3d(result: Result) -> bool:
+    return result.name.startswith(("conv/3d", "conv_transpose/3d"))
+
+
+def _is_unet_step(result: Result) -> bool:
+    return result.name.startswith("unet/") and result.mode == "train"
+
+
+AIMS = (
+    Aim("XLA / biojax, each case", min, 0.95, _ratio("xla", _any)),
+    Aim("XLA / biojax, mean of 3-D convolutions", geometric_mean, 2.5, _ratio("xla", _is_conv_3d)),
+    Aim("PyTorch / biojax, each case", min, 0.6, _ratio("torch", _any)),
+    Aim("PyTorch / biojax, mean of all", geometric_mean, 1.0, _ratio("torch", _any)),
+    Aim("PyTorch / biojax, mean of convolutions", geometric_mean, 1.0, _ratio("torch", _is_conv)),
+    Aim("PyTorch / biojax, the U-Net's step", min, 1.0, _ratio("torch", _is_unet_step)),
+    Aim("seconds to compile a kernel", max, 5.0, _compile(_is_kernel)),
+    Aim("seconds to compile the U-Net's step", max, 40.0, _compile(_is_unet_step)),
+)
+
+
+def summary(results: Sequence[Result], aims: Sequence[Aim] = AIMS) -> str:
+    """A Markdown table: each aim in each dtype, forward and with gradients apart.
+
+    Means are geometric. Beside what is missed stand the cases beyond the bar, the farthest first,
+    and by how much.
+    """
+    rows = []
+    for aim in aims:
+        for kind in dict.fromkeys((r.dtype, _how(r)) for r in results):
+            values = {
+                f"{r.name}": value
+                for r in results
+                if (r.dtype, _how(r)) == kind and (value := aim.measure(r)) is not None
+            }
+            if values:
+                rows.append(_row(aim, kind, values))
+    head = ("aim", "dtype", "mode", "cases", "bar", "measured", "reached", "beyond the bar")
+    return "\n".join(markdown(head, rows))
+
+
+def _how(result: Result) -> str:
+    return "forward" if result.mode == "forward" else "with gradients"
+
+
+def _row(aim: Aim, kind: tuple[str, str], values: dict[str, float]) -> tuple[str, ...]:
+    found = aim.over(values.values())
+    reached = aim.reached(found)
+    beyond = [] if reached else [name for name in values if not aim.reached(values[name])]
+    beyond.sort(key=lambda name: -abs(values[name] - aim.bar))
+    shown = [f"{name} {values[name]:.2f} ({values[name] - aim.bar:+.2f})" for name in beyond]
+    bar = f"at {'most' if aim.over is max else 'least'} {aim.bar:g}"
+    verdict = "yes" if reached else f"no ({found - aim.bar:+.2f})"
+    return (
+        aim.title,
+        *kind,
+        str(len(values)),
+        bar,
+        f"{found:.2f}",
+        verdict,
+        ", ".join(shown) or "-",
+    )

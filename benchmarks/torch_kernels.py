@@ -1,0 +1,179 @@
+"""Kernels in PyTorch, in its own layouts, its weights ours.
+
+Each builder gets tensors as PyTorch lays them out, and gives the function to be timed and the
+tensors to differentiate by.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.contest import Contender
+from biojax.bench.case import normal
+from biojax.errors import require
+from biojax.kernels.specs import Spec
+
+__all__ = ["torch_kernels"]
+
+
+def torch_kernels(
+    kernel: str, spec: Spec, mode: str, arrays: Sequence[Any], outputs: Any
+) -> dict[str, Contender]:
+    """A contender for each layout: contiguous and, where there are images, channels last.
+
+    None for `linear_scan`, resampling and normalisation, and none in bfloat16.
+
+    Args:
+      kernel, spec, mode: what is to be done.
+      arrays: the inputs, as in biojax.
+      outputs: their shapes and dtypes.
+    """
+    if kernel not in _PEERS or spec.dtype != "float32":
+        return {}
+    layouts = ["contiguous"]
+    if _PEERS[kernel].inputs[0] == "image" and len(spec.shapes[0]) > 3:
+        layouts.append("channels_last")
+    cotangents = jax.tree.leaves(normal(1, outputs))
+    return {
+        f"torch {layout}": _contender(kernel, spec, mode, layout, arrays, cotangents)
+        for layout in layouts
+    }
+
+
+def _conv(torch, options, x, w):
+    function = getattr(torch.nn.functional, f"conv{x.ndim - 2}d")
+    padding = options.get("padding", tuple(k // 2 for k in w.shape[2:]))
+    groups = options.get("feature_group_count", 1)
+    run = functools.partial(
+        function, x, w, stride=options.get("strides", 1), padding=padding, groups=groups
+    )
+    return run, [x, w]
+
+
+def _conv_transpose(torch, options, x, w):
+    function = getattr(torch.nn.functional, f"conv_transpose{x.ndim - 2}d")
+    return functools.partial(function, x, w, stride=options["strides"]), [x, w]
+
+
+def _pool(name, more, torch, options, x):
+    function = getattr(torch.nn.functional, f"{name}{x.ndim - 2}d")
+    window = options["window"]
+    where = {"stride": options.get("strides", window), "padding": options.get("padding", 0)}
+    return functools.partial(function, x, window, **where, **more), [x]
+
+
+def _cell(name, torch, options, x, w_x, w_h, bias, *states):
+    cell = getattr(torch.nn, name)(x.shape[-1], w_h.shape[1], batch_first=True)
+    cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0 = map(
+        torch.nn.Parameter, (w_x, w_h, bias)
+    )
+    torch.nn.init.zeros_(cell.bias_hh_l0)
+
+    def run():
+        h, last = cell(x, states if name == "LSTM" else states[0])
+        return (h, *last) if isinstance(last, tuple) else (h, last)
+
+    return run, [x, cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, *states]
+
+
+def _attention(torch, options, query, key, value):
+    run = functools.partial(
+        torch.nn.functional.scaled_dot_product_attention,
+        query,
+        key,
+        value,
+        is_causal=options.get("is_causal", False),
+    )
+    return run, [query, key, value]
+
+
+class _Peer(NamedTuple):
+    """How to build it, and the layouts of its inputs and outputs."""
+
+    build: Callable
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+_CELL = ("same", "matrix", "matrix", "same", "state")
+_PEERS: dict[str, _Peer] = {
+    "conv": _Peer(_conv, ("image", "kernel"), ("image",)),
+    "conv_transpose": _Peer(_conv_transpose, ("image", "flipped"), ("image",)),
+    "max_pool": _Peer(functools.partial(_pool, "max_pool", {}), ("image",), ("image",)),
+    "avg_pool": _Peer(
+        functools.partial(_pool, "avg_pool", {"count_include_pad": False}),
+        ("image",),
+        ("image",),
+    ),
+    "rnn": _Peer(functools.partial(_cell, "RNN"), _CELL, ("same", "state")),
+    "lstm": _Peer(functools.partial(_cell, "LSTM"), (*_CELL, "state"), ("same", "state", "state")),
+    "gru": _Peer(functools.partial(_cell, "GRU"), _CELL, ("same", "state")),
+    "attention": _Peer(_attention, ("heads",) * 3, ("heads",)),
+}
+
+
+def _flip(a: np.ndarray) -> np.ndarray:
+    return np.flip(a, tuple(range(2, a.ndim)))
+
+
+# From our layouts to PyTorch's, and back.
+_TO = {
+    "same": lambda a: a,
+    "image": lambda a: np.moveaxis(a, -1, 1),
+    "kernel": lambda a: np.moveaxis(a, (-1, -2), (0, 1)),
+    "flipped": lambda a: _flip(np.moveaxis(a, (-2, -1), (0, 1))),
+    "heads": lambda a: a.swapaxes(1, 2),
+    "matrix": lambda a: a.T,
+    "state": lambda a: a[None],
+}
+_FROM = {
+    "same": lambda a: a,
+    "image": lambda a: np.moveaxis(a, 1, -1),
+    "kernel": lambda a: np.moveaxis(a, (0, 1), (-1, -2)),
+    "flipped": lambda a: np.moveaxis(_flip(a), (0, 1), (-2, -1)),
+    "heads": lambda a: a.swapaxes(1, 2),
+    "matrix": lambda a: a.T,
+    "state": lambda a: a[0],
+}
+
+
+def _contender(
+    kernel: str, spec: Spec, mode: str, layout: str, arrays: Sequence[Any], cotangents: list[Any]
+) -> Contender:
+    torch: Any = require("torch", "peers")
+    peer = _PEERS[kernel]
+
+    def tensor(kind: str, array: Any) -> Any:
+        t = torch.from_numpy(np.array(_TO[kind](np.asarray(array)), order="C"))
+        if layout == "channels_last" and kind in ("image", "kernel", "flipped"):
+            name = "channels_last" if t.ndim == 4 else "channels_last_3d"
+            t = t.contiguous(memory_format=getattr(torch, name))
+        return t
+
+    inputs = [tensor(*each) for each in zip(peer.inputs, arrays, strict=True)]
+    for t in inputs:
+        t.requires_grad_(mode == "both")
+    given = [tensor(*each) for each in zip(peer.outputs, cotangents, strict=True)]
+    function, leaves = peer.build(torch, spec.options, *inputs)
+
+    def run() -> list[Any]:
+        if mode == "forward":
+            with torch.no_grad():
+                return _several(function())
+        outputs = _several(function())
+        return [*outputs, *torch.autograd.grad(outputs, leaves, given)]
+
+    def result() -> list[np.ndarray]:
+        kinds = [*peer.outputs, *peer.inputs]
+        return [
+            _FROM[kind](t.detach().numpy()) for kind, t in zip(kinds, run(), strict=mode == "both")
+        ]
+
+    return Contender(run, result)
+
+
+def _several(outputs: Any) -> list[Any]:
+    return list(outputs) if isinstance(outputs, tuple) else [outputs]

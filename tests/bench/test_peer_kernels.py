@@ -1,0 +1,96 @@
+"""The plain way and PyTorch's compute what each kernel does."""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.contest import check_agreement
+from benchmarks.peer_kernels import _prepare, kernel_contests
+from benchmarks.plain_kernels import PLAIN
+from biojax.bench.kernels import call, make_inputs
+from biojax.kernels.specs import LARGE, Spec
+
+# The large shapes in small, with the same options.
+SMALL = {
+    "conv": [
+        Spec("3d", ((1, 4, 5, 6, 3), (3, 3, 3, 3, 4))),
+        Spec("strided", ((1, 4, 6, 4, 3), (3, 3, 3, 3, 4)), {"strides": 2, "padding": 1}),
+        Spec("depthwise", ((1, 6, 6, 4), (5, 5, 1, 4)), {"feature_group_count": 4}),
+    ],
+    "conv_transpose": [Spec("3d", ((1, 2, 3, 4, 5), (2, 2, 2, 5, 3)), {"strides": 2})],
+    "max_pool": [Spec("pads", ((1, 4, 6, 4, 3),), {"window": 3, "strides": 2, "padding": 1})],
+    "avg_pool": [
+        Spec("2d", ((1, 4, 6, 3),), {"window": 2}),
+        Spec("pads", ((1, 4, 6, 4, 3),), {"window": 3, "strides": 2, "padding": 1}),
+    ],
+    "resize": [Spec("larger", ((1, 2, 3, 3),), {"size": 4})],
+    "instance_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
+    "group_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)), {"num_groups": 3})],
+    "layer_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
+    "batch_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
+    "linear_scan": [Spec("all", ((2, 5, 3), (2, 5, 3), (2, 3)))],
+    "rnn": [Spec("all", ((2, 5, 3), (3, 4), (4, 4), (4,), (2, 4)))],
+    "lstm": [Spec("all", ((2, 5, 3), (3, 16), (4, 16), (16,), (2, 4), (2, 4)))],
+    "gru": [Spec("all", ((2, 5, 3), (3, 12), (4, 12), (12,), (2, 4)))],
+    "attention": [
+        Spec("self", ((2, 5, 2, 4),) * 3),
+        Spec("causal", ((2, 5, 2, 4),) * 3, {"is_causal": True}),
+    ],
+}
+CASES = [
+    pytest.param(kernel, spec, id=f"{kernel}-{spec.name}")
+    for kernel, specs in SMALL.items()
+    for spec in specs
+]
+# What only models ask of the plain way.
+MORE = [
+    pytest.param(
+        "conv_transpose",
+        Spec("", ((1, 3, 4, 4), (3, 3, 1, 4)), {"strides": 2, "padding": pad, **groups}),
+        id=f"conv_transpose-groups-{pad}",
+    )
+    for pad in (1, "SAME", ((1, 2), (1, 2)))
+    for groups in ({"feature_group_count": 4},)
+]
+MORE += [
+    pytest.param(
+        "conv_transpose",
+        Spec("", ((1, 3, 4, 4), (3, 3, 4, 2)), {"strides": 2, "padding": ((1, 2), (1, 2))}),
+        id="conv_transpose-explicit",
+    ),
+    pytest.param("instance_norm", Spec("", ((2, 3, 4, 6),)), id="instance_norm-unscaled"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "spec"), CASES + MORE)
+def test_the_plain_way_gives_the_same(kernel, spec):
+    arrays = make_inputs(kernel, spec)
+    ours, plain = call(kernel, spec)(*arrays), PLAIN[kernel](*arrays, **spec.options)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_there_is_a_contest_for_every_large_shape():
+    assert list(SMALL) == list(LARGE) == list(PLAIN)
+    names = [f"{c.name}/{c.mode}" for c in kernel_contests()]
+    assert len(set(names)) == len(names) == 2 * sum(map(len, LARGE.values()))
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("mode", ["forward", "both"])
+@pytest.mark.parametrize(("kernel", "spec"), CASES)
+def test_pytorch_gives_the_same(kernel, spec, mode):
+    pytest.importorskip("torch", reason="torch is not installed")
+    contenders = _prepare(kernel, spec, mode)
+    alone = kernel in ("linear_scan", "resize") or kernel.endswith("_norm")
+    assert (len(contenders) == 2) == alone
+    assert contenders["biojax"].choices[0].startswith(f"{kernel}: ")
+    assert contenders["xla"].choices == ()
+    assert min(contenders[name].compile_seconds for name in ("biojax", "xla")) > 0
+    check_agreement(f"{kernel}/{spec.name}", "float32", contenders)
+
+
+@pytest.mark.peers
+def test_pytorch_sits_out_in_bfloat16():
+    spec = SMALL["avg_pool"][0]._replace(dtype="bfloat16")
+    assert list(_prepare("avg_pool", spec, "forward")) == ["biojax", "xla"]
