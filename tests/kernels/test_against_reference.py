@@ -41,8 +41,8 @@ REFERENCES = {
 IMPLEMENTATIONS = {
     "conv": ["xla", "planes", "winograd", "depthwise", "grouped", "pointwise", "fft"],
     "conv_transpose": ["xla", "phases", "matmul"],
-    "max_pool": ["xla", "tiles", "taps"],
-    "avg_pool": ["xla", "tiles", "taps"],
+    "max_pool": ["xla", "tiles", "separable"],
+    "avg_pool": ["xla", "tiles", "separable"],
     "resize": ["gather", "matmul"],
     "instance_norm": ["fused"],
     "group_norm": ["fused"],

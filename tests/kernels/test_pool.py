@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +67,23 @@ def test_integers_keep_their_type():
 
 def test_nan_is_not_hidden():
     for pool in (max_pool, avg_pool):
-        y = pool(line(1, jnp.nan, 3, 4), 2)[0, :, 0]
-        assert np.isnan(y[0])
-        assert np.isfinite(y[1])
+        for implementation in ("xla", "tiles", "separable"):
+            y = pool(line(1, jnp.nan, 3, 4), 2, implementation=implementation)[0, :, 0]
+            assert np.isnan(y[0])
+            assert np.isfinite(y[1])
+
+
+@pytest.mark.parametrize("implementation", ["tiles", "separable"])
+def test_the_gradient_of_a_window_with_nan_goes_to_the_first(implementation):
+    nan = jnp.nan
+    x = line(1, 2, nan, 3, nan, nan, 5, nan).reshape(1, 4, 2, 1)
+
+    def weighted(pool, x):
+        return (pool(x, 2, implementation=implementation).ravel() * jnp.array([1.0, 2.0])).sum()
+
+    largest, mean = (jax.grad(partial(weighted, pool))(x).ravel() for pool in (max_pool, avg_pool))
+    assert largest.tolist() == [0, 0, 1, 0, 2, 0, 0, 0]
+    assert mean.tolist() == [0.25] * 4 + [0.5] * 4
 
 
 def test_gradients_by_hand():
@@ -88,7 +103,7 @@ def scatters(function, *arrays) -> bool:
 
 WINDOWS = {
     "tiles": {"window": (2, 3)},
-    "taps": {"window": 3, "strides": 2, "padding": ((1, 1), (-1, 2))},
+    "separable": {"window": 3, "strides": 2, "padding": ((1, 1), (-1, 2))},
 }
 
 
@@ -131,7 +146,7 @@ def test_gradients_do_not_scatter(pool, implementation):
 def test_overlapping_gradients_add_up_in_float32(pool):
     """All of 17 windows see the middle pixel; in bfloat16 their sum would be rounded 17 times."""
     x = jnp.zeros((1, 33, 1), jnp.bfloat16).at[0, 16].set(1)
-    y, pull = jax.vjp(lambda x: pool(x, 17, strides=1, implementation="taps"), x)
+    y, pull = jax.vjp(lambda x: pool(x, 17, strides=1, implementation="separable"), x)
     (dx,) = pull(jnp.full(y.shape, 1 + 2**-7, y.dtype))
     expected = (17 if pool is max_pool else 1) * (1 + 2**-7)
     assert float(dx[0, 16, 0]) == float(jnp.asarray(expected, jnp.bfloat16))
@@ -141,10 +156,11 @@ def test_overlapping_gradients_add_up_in_float32(pool):
     ("pool", "options", "name", "reason"),
     [
         (max_pool, {"window": 2}, "tiles", "side by side"),
-        (max_pool, {"window": 4, "strides": 2}, "taps", "sum over taps"),
-        (max_pool, {"window": 2, "padding": 1}, "taps", "sum over taps"),
-        (max_pool, {"window": 5, "strides": 1}, "xla", "large windows"),
-        (avg_pool, {"window": 5, "strides": 1}, "taps", "sum over taps"),
+        (max_pool, {"window": 4, "strides": 2}, "separable", "one axis at a time"),
+        (max_pool, {"window": 2, "padding": 1}, "separable", "one axis at a time"),
+        (max_pool, {"window": (8, 8, 2)}, "separable", "one axis at a time"),
+        (max_pool, {"window": 33, "strides": 1, "padding": 15}, "xla", "more than 32 windows"),
+        (avg_pool, {"window": 5, "strides": 1}, "separable", "one axis at a time"),
         (avg_pool, {"window": (8, 2, 4)}, "tiles", "side by side"),
     ],
 )
@@ -161,7 +177,7 @@ def test_the_rule(pool, options, name, reason):
     "options", [{"window": 2}, {"window": 3, "strides": 1}, {"window": 3, "padding": [(0, 1)]}]
 )
 def test_tiles_are_refused_where_windows_do_not_tile(options):
-    with pytest.raises(UnsupportedError, match=r"implementation='tiles'.*Use .*'taps'"):
+    with pytest.raises(UnsupportedError, match=r"implementation='tiles'.*Use .*'separable'"):
         max_pool(jnp.ones((1, 5, 1)), **options, implementation="tiles")
 
 
@@ -176,7 +192,7 @@ def test_long_means_do_not_stall(dtype):
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 @pytest.mark.parametrize(
     ("implementation", "options"),
-    [("xla", {"padding": "SAME"}), ("taps", {"padding": "SAME"}), ("tiles", {})],
+    [("xla", {"padding": "SAME"}), ("separable", {"padding": "SAME"}), ("tiles", {})],
 )
 def test_transforms(pool, implementation, options, stands_every_transform):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 4, 2, 6, 2)), jnp.float32)

@@ -1,23 +1,20 @@
 """Max and average pooling in one to three spatial dimensions."""
 
-import math
-from collections.abc import Callable
-
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.kernels.conv.geometry import Pads, conv_pads, out_size, per_axis
 from biojax.kernels.dispatch import platform, select
-from biojax.kernels.pool import taps, tiles, xla
+from biojax.kernels.pool import separable, tiles, xla
 from biojax.typing import Array, IntOrTuple, Padding
 
 __all__ = ["avg_pool", "max_pool"]
 
-_MAX_POOL = {"xla": xla.max_pool, "tiles": tiles.max_pool, "taps": taps.max_pool}
-_AVG_POOL = {"xla": xla.avg_pool, "tiles": tiles.avg_pool, "taps": taps.avg_pool}
+_MAX_POOL = {"xla": xla.max_pool, "tiles": tiles.max_pool, "separable": separable.max_pool}
+_AVG_POOL = {"xla": xla.avg_pool, "tiles": tiles.avg_pool, "separable": separable.avg_pool}
 
-# Every tap is an operation of its own for the compiler.
-_MOST_TAPS = 64
+# Every window that sees a pixel is an operation of its own for the compiler.
+_LONGEST = 32
 
 
 def max_pool(
@@ -32,30 +29,31 @@ def max_pool(
 
     y[b, o, c] = max over k of  x[b, o * stride + k - before, c],  outside of x ignored
 
-    The gradient goes to the first of several equal maxima, in the order of z, y, x.
+    The gradient goes to the first of several equal maxima, in the order of z, y, x. A window with
+    NaN gives NaN, and its gradient to the first of them ("xla": to any of its pixels).
 
     Args:
       x: images, (b, *spatial, c) with one to three spatial axes.
       window: size in pixels; one for all axes or one each.
       strides: step between windows; the window's own size if None.
       padding: as in `conv`.
-      implementation: "xla", "tiles" (windows that lie side by side, none of them padded), "taps",
-        or None to choose. All but "xla" differ in their gradient only, and differentiate in
-        reverse only.
+      implementation: "xla", "tiles" (small windows side by side, none of them padded), "separable"
+        (one axis at a time), or None to choose. All but "xla" differentiate in reverse only.
 
     Returns:
       (b, *out, c), of x's dtype.
 
     Raises:
-      ShapeError: the window does not fit the image, or a window would see no pixel at all; x is
-        boolean or complex.
+      ShapeError: x is not of one to three spatial axes, or is boolean or complex; an option is not
+        one per axis; the window does not fit the image, or one would see no pixel at all.
+      ConfigError: there is no implementation of that name.
       UnsupportedError: the named implementation cannot do this.
 
     >>> max_pool(jnp.arange(6.0).reshape(1, 6, 1), 2)[0, :, 0]
     Array([1., 3., 5.], dtype=float32)
     """
     geometry = _check("max_pool", x, window, strides, padding)
-    run = select("max_pool", _MAX_POOL, implementation, lambda: _choose(x, math.prod, *geometry))
+    run = select("max_pool", _MAX_POOL, implementation, lambda: _choose(x, *geometry))
     return run(x, *geometry)
 
 
@@ -71,50 +69,47 @@ def avg_pool(
 
     y[b, o, c] = mean over those k inside of x of  x[b, o * stride + k - before, c]
 
-    Flax and PyTorch count the zeros of the padding by default, which darkens the edges.
+    Flax and PyTorch count the zeros of the padding by default, which darkens the edges. A window
+    with NaN gives NaN, and the windows next to it do not.
 
     Args:
       x: images, (b, *spatial, c) with one to three spatial axes.
       window: size in pixels; one for all axes or one each.
       strides: step between windows; the window's own size if None.
       padding: as in `conv`.
-      implementation: "xla", "tiles" (windows that lie side by side, none of them padded), "taps",
-        or None to choose. All but "xla" differ in their gradient only, and differentiate in
-        reverse only.
+      implementation: "xla", "tiles" (small windows side by side, none of them padded), "separable"
+        (one axis at a time), or None to choose. All but "xla" differentiate in reverse only.
 
     Returns:
       (b, *out, c), of x's dtype; summed in at least float32.
 
     Raises:
-      ShapeError: the window does not fit the image, or a window would see no pixel at all; x is
-        boolean or complex.
+      ShapeError: x is not of one to three spatial axes, or is boolean or complex; an option is not
+        one per axis; the window does not fit the image, or one would see no pixel at all.
+      ConfigError: there is no implementation of that name.
       UnsupportedError: the named implementation cannot do this.
 
     >>> avg_pool(jnp.arange(3.0).reshape(1, 3, 1), 2, padding="SAME")[0, :, 0]
     Array([0.5, 2. ], dtype=float32)
     """
     geometry = _check("avg_pool", x, window, strides, padding)
-    run = select("avg_pool", _AVG_POOL, implementation, lambda: _choose(x, sum, *geometry))
+    run = select("avg_pool", _AVG_POOL, implementation, lambda: _choose(x, *geometry))
     return run(x, *geometry)
 
 
 def _choose(
-    x: Array,
-    taps_of: Callable[[tuple[int, ...]], int],
-    window: tuple[int, ...],
-    strides: tuple[int, ...],
-    pads: Pads,
+    x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> tuple[str, str]:
     """The implementation, and why. The rows for the CPU rest on times of float32 on two cores."""
     if platform() != "cpu":
-        return "xla", f"the platform's own windows on {platform()}"
+        return "xla", f"the platform's own windows: not measured on {platform()}"
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return "xla", "integers have no gradient"
     if tiles.fits(x.shape[1:-1], window, strides, pads):
         return "tiles", "windows side by side: the gradient is a broadcast, on CPU"
-    if taps_of(window) <= _MOST_TAPS:
-        return "taps", "the gradient is a sum over taps, on CPU"
-    return "xla", "large windows"
+    if max(-(-k // s) for k, s in zip(window, strides, strict=True)) <= _LONGEST:
+        return "separable", "one axis at a time, on CPU"
+    return "xla", f"more than {_LONGEST} windows see a pixel along an axis"
 
 
 def _check(

@@ -1,10 +1,14 @@
-"""Pooling by windows that tile the image: the gradient is a broadcast over each window.
+"""Pooling by small windows that tile the image: the gradient is a broadcast over each window.
 
 XLA's own gradient of a maximum looks for it once more in every window, and scatters; here the
 output keeps which tap it came from.
 """
 
+import functools
+import itertools
 import math
+import operator
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -14,18 +18,21 @@ from jax import lax
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.geometry import Pads
 from biojax.kernels.dispatch import accumulator
-from biojax.kernels.pool import xla
 from biojax.typing import Array
 
 __all__ = ["avg_pool", "fits", "max_pool"]
+
+# Every tap is an operation of its own for the compiler.
+_MOST_TAPS = 64
 
 
 def fits(
     spatial: tuple[int, ...], window: tuple[int, ...], strides: tuple[int, ...], pads: Pads
 ) -> bool:
-    """Windows side by side, whole, and nothing around them."""
+    """Windows side by side, small, whole, and nothing around them."""
     whole = all(n % k == 0 for n, k in zip(spatial, window, strict=True))
-    return whole and window == strides and not any(map(any, pads))
+    small = math.prod(window) <= _MOST_TAPS
+    return small and whole and window == strides and not any(map(any, pads))
 
 
 def max_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:
@@ -42,16 +49,17 @@ def avg_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(x: Array, window: tuple[int, ...]) -> Array:
-    return xla.max_pool(x, window, window, ((0, 0),) * len(window))
+    return functools.reduce(lax.max, _taps(x, window))
 
 
 def _max_pool_fwd(x, window):
-    y, taps = xla.max_pool(x, window, window, ((0, 0),) * len(window)), math.prod(window)
-    kind = jnp.uint8 if taps < 256 else jnp.int32
-    x = x.reshape(_split(y.shape, window))
-    at = jnp.where(x == _widened(y), _numbers(window, kind), jnp.asarray(taps, kind))
+    first, *others = _taps(x, window)
+    y, at = first, jnp.zeros(first.shape, jnp.uint8)
+    for number, tap in enumerate(others, start=1):
+        at = jnp.where((y == y) & ~(tap <= y), jnp.uint8(number), at)
+        y = lax.max(y, tap)
     # Left to itself the compiler finds every maximum again for each pixel of its window.
-    return y, lax.optimization_barrier(at.min(_window_axes(y)))
+    return lax.optimization_barrier((y, at))
 
 
 def _max_pool_bwd(window, at, dy):
@@ -61,7 +69,9 @@ def _max_pool_bwd(window, at, dy):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _avg_pool(x: Array, window: tuple[int, ...]) -> Array:
-    return xla.avg_pool(x, window, window, ((0, 0),) * len(window))
+    wide = accumulator(x.dtype)
+    total = functools.reduce(operator.add, (tap.astype(wide) for tap in _taps(x, window)))
+    return (total / math.prod(window)).astype(x.dtype)
 
 
 def _avg_pool_fwd(x, window):
@@ -76,6 +86,14 @@ def _avg_pool_bwd(window, _, dy):
 
 _max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 _avg_pool.defvjp(_avg_pool_fwd, _avg_pool_bwd)
+
+
+def _taps(x: Array, window: tuple[int, ...]) -> Iterator[Array]:
+    """The pixels that each tap of the windows sees, the first tap first."""
+    out = [n // k for n, k in zip(x.shape[1:-1], window, strict=True)]
+    split = x.reshape(_split((x.shape[0], *out, x.shape[-1]), window))
+    for tap in itertools.product(*map(range, window)):
+        yield split[:, *(part for k in tap for part in (slice(None), k))]
 
 
 def _split(out: tuple[int, ...], window: tuple[int, ...]) -> tuple[int, ...]:
@@ -110,6 +128,7 @@ def _check(where: str, x: Array, window: tuple[int, ...], strides: tuple[int, ..
             where,
             f"implementation='tiles' for an image of {x.shape[1:-1]}, a window of {window}, "
             f"strides {strides} and padding {pads}",
-            "strides equal to the window, sizes that are multiples of it, and no padding",
-            "Use implementation='taps', or None to choose",
+            f"strides equal to the window, sizes that are multiples of it, no padding, and at most "
+            f"{_MOST_TAPS} pixels in a window",
+            "Use implementation='separable', or None to choose",
         )
