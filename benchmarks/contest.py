@@ -100,7 +100,7 @@ def hold(contest: Contest, *, budget: float = 10.0, at_most: int = 9, **options:
       DependencyError: PyTorch is not installed.
     """
     contenders = contest.prepare()
-    check_agreement(f"{contest.name}/{contest.mode}", contest.dtype, contenders)
+    check_agreement(contest, contenders)
     runs = {name: each.run for name, each in contenders.items()}
     start = time.perf_counter()
     rounds = take_turns(runs, at_least=2, at_most=2, **options)
@@ -148,25 +148,30 @@ def jax_result(tree: Any) -> list[np.ndarray]:
     return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(tree)]
 
 
-def check_agreement(name: str, dtype: str, contenders: Mapping[str, Contender]) -> None:
+def check_agreement(contest: Contest, contenders: Mapping[str, Contender]) -> None:
     """Compare all outputs and gradients with those of the first contender.
 
+    Differences may be 0.1 % of an array's largest value, and 5 % in bfloat16. After a step of
+    training the loss is held to 0.1 %, and what the step changed to 5 %: where an activation is
+    zero but for rounding, the slope of a ReLU and with it a whole filter's gradient jumps.
+
     Raises:
-      DataError: a shape differs, or values by more than 0.1 % (bfloat16: 5 %) of the largest one.
+      DataError: a shape differs, or values by more.
     """
-    limit = 1e-3 if dtype == "float32" else 5e-2
+    loose = contest.dtype == "bfloat16" or contest.mode == "train"
     ours, *rivals = contenders
     expected = contenders[ours].result()
+    limits = [5e-2 if loose and want.ndim else 1e-3 for want in expected]
     for rival in rivals:
         pairs = list(zip(contenders[rival].result(), expected, strict=True))
         differences = [_difference(got, want) for got, want in pairs]
-        wrong = [i for i, difference in enumerate(differences) if not difference <= limit]
+        wrong = [i for i, limit in enumerate(limits) if not differences[i] <= limit]
         if wrong:
             found = [f"{pairs[i][0].shape} off by {differences[i]:.1e}" for i in wrong[:8]]
             raise DataError(
-                f"{name}: {rival}",
+                f"{contest.name}/{contest.mode}: {rival}",
                 f"{len(wrong)} of {len(pairs)} outputs and gradients differ: {', '.join(found)}",
-                f"the shapes and values of {ours}, within {limit:g}",
+                f"the shapes and values of {ours}, within {limits[wrong[0]]:g}",
                 "Nothing can be compared before they agree: correct one of the two",
             )
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks.contest import check_agreement
+from benchmarks.contest import Contest, check_agreement
 from benchmarks.peer_kernels import _prepare, kernel_contests
 from benchmarks.plain_kernels import PLAIN
 from biojax.bench.kernels import call, make_inputs
@@ -87,7 +87,7 @@ def test_pytorch_gives_the_same(kernel, spec, mode):
     assert contenders["biojax"].choices[0].startswith(f"{kernel}: ")
     assert contenders["xla"].choices == ()
     assert min(contenders[name].compile_seconds for name in ("biojax", "xla")) > 0
-    check_agreement(f"{kernel}/{spec.name}", "float32", contenders)
+    check_agreement(Contest(kernel, mode, spec.dtype, dict), contenders)
 
 
 @pytest.mark.peers

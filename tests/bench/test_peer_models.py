@@ -89,7 +89,7 @@ def test_all_start_from_one_model_and_step_alike(entry, mode):
     assert contenders["xla"].choices == ()
     for each in contenders.values():
         each.run()  # moves states on, which results must not depend on
-    check_agreement(contest.name, "float32", contenders)
+    check_agreement(contest, contenders)
 
 
 @pytest.mark.peers

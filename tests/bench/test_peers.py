@@ -33,16 +33,28 @@ def contender(*arrays) -> Contender:
     return Contender(lambda: None, lambda: [np.asarray(a) for a in arrays])
 
 
+def agree(ours: Contender, theirs: Contender, mode="forward", dtype="float32") -> None:
+    check_agreement(Contest("x", mode, dtype, dict), {"biojax": ours, "xla": theirs})
+
+
 def test_disagreement_is_found_before_anything_is_timed():
     ours = contender([1.0, 2.0], [3.0])
-    check_agreement("x", "float32", {"biojax": ours, "xla": contender([1.0, 2.001], [3.0])})
+    agree(ours, contender([1.0, 2.001], [3.0]))
     for rival in (contender([1.0, 2.01], [3.0]), contender([1.0, 2.0], [[3.0]])):
-        with pytest.raises(DataError, match="x: xla: got 1 of 2 outputs and gradients differ"):
-            check_agreement("x", "float32", {"biojax": ours, "xla": rival})
-    check_agreement("x", "bfloat16", {"biojax": ours, "xla": contender([1.0, 2.01], [3.0])})
+        with pytest.raises(DataError, match="x/both: xla: got 1 of 2 outputs and gradients differ"):
+            agree(ours, rival, "both")
     for nan in (contender([1.0, np.nan], [3.0]), contender([1.0, 2.0])):
         with pytest.raises((DataError, ValueError)):
-            check_agreement("x", "float32", {"biojax": ours, "xla": nan})
+            agree(ours, nan)
+
+
+def test_limits_are_wider_for_bfloat16_and_for_what_a_step_changes():
+    ours = contender(0.7, [1.0, 2.0])
+    agree(ours, contender(0.7, [1.0, 2.05]), dtype="bfloat16")
+    agree(ours, contender(0.7, [1.0, 2.05]), "train")
+    for wrong in (contender(0.71, [1.0, 2.0]), contender(0.7, [1.0, 2.2])):
+        with pytest.raises(DataError, match="x/train: xla: got 1 of 2"):
+            agree(ours, wrong, "train")
 
 
 @pytest.mark.parametrize(
