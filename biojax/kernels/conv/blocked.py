@@ -23,7 +23,7 @@ from jax import lax
 
 from biojax.kernels.conv import bilinear
 from biojax.kernels.conv.bilinear import adjoint
-from biojax.kernels.conv.blocks import map_blocks, plan, sum_blocks, varying
+from biojax.kernels.conv.blocks import Cut, map_blocks, plan, sum_blocks, varying
 from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
@@ -37,10 +37,12 @@ class Method(NamedTuple):
     Args:
       prepare: kernel (kd, kh, kw, c // g, f) to the form that `forward` wants; linear.
       forward: (window, prepared kernel, geometry) to the outputs. The window holds its own zeros
-        along depth and height; the geometry's pads are those of the width alone.
+        along the depth, and along the height where that is cut; the geometry's pads are the others.
       gradient: (window, gradient of the outputs, kernel's shape, geometry) to the gradient of the
         prepared kernel.
-      scratch: kernel's shape to the numbers held on the way for each output pixel.
+      scratch: (kernel's shape, columns of the output) to the numbers that `forward` holds on the
+        way for each output pixel; without any the image is one block.
+      gradient_scratch: the same for `gradient`.
       tile: the depth of a block is a multiple of this.
       apart: as in `map_blocks`.
     """
@@ -48,24 +50,28 @@ class Method(NamedTuple):
     prepare: Callable[[Array], Array]
     forward: Callable[[Array, Array, Geometry], Array]
     gradient: Callable[[Array, Array, tuple[int, ...], Geometry], Array]
-    scratch: Callable[[tuple[int, ...]], int]
+    scratch: Callable[[tuple[int, ...], int], int]
+    gradient_scratch: Callable[[tuple[int, ...], int], int]
     tile: int = 1
     apart: bool = False
 
 
-def conv(method: Method, x: Array, w: Array, geometry: Geometry, at: int = 0) -> Array:
+def conv(method: Method, x: Array, w: Array, geometry: Geometry, first: int = 1) -> Array:
     """(b, *spatial, c) and (*k, c // g, f) to (b, *out, f).
 
-    Spatial axes short of three are put in front of axis `at`, of length 1.
+    The first of fewer than three spatial axes is taken for the height (1) or for the depth (0), and
+    the second for the width, along which blocks are whole.
     """
-    y = bilinear.convolve(_maps(method), *_lifted(x, w, geometry, at))
-    return y.reshape(*y.shape[: 1 + at], *y.shape[6 - x.ndim + at :])
+    places = _places(x, first)
+    y = bilinear.convolve(_maps(method), *_lifted(x, w, geometry, places))
+    return y.reshape(y.shape[0], *(y.shape[1 + place] for place in places), y.shape[-1])
 
 
 def conv_transpose(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     """The same for a transposed convolution, whose pads are around x already spread out."""
-    y = bilinear.conv_transpose(_maps(method), *_lifted(x, w, geometry, 0))
-    return y.reshape(y.shape[0], *y.shape[6 - x.ndim :])
+    places = _places(x, 1)
+    y = bilinear.conv_transpose(_maps(method), *_lifted(x, w, geometry, places))
+    return y.reshape(y.shape[0], *(y.shape[1 + place] for place in places), y.shape[-1])
 
 
 @cache
@@ -76,11 +82,12 @@ def _maps(method: Method) -> bilinear.Maps:
 
 def _convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     wide = accumulator(x.dtype)
-    cuts, out = _cuts(method, x.shape, w.shape, geometry, x.dtype)
+    cuts, out = _cuts(method, method.scratch, x, w.shape, geometry)
+    inner = _inner(geometry, cuts)
     prepared = method.prepare(w.astype(wide))
 
     def compute(window: Array) -> Array:
-        return method.forward(window.astype(wide), prepared, _inner(geometry)).astype(x.dtype)
+        return method.forward(window.astype(wide), prepared, inner).astype(x.dtype)
 
     return map_blocks(compute, x, cuts, jax.ShapeDtypeStruct(out, x.dtype), method.apart)
 
@@ -99,26 +106,29 @@ def _transposed(
     extent = [b + 1 + max(p.ahead for p in axis) for b, axis in zip(before, axes, strict=True)]
     coarse = [-(-n // s) for n, s in zip(spatial, strides, strict=True)]
     mirrored = adjoint(w.astype(wide), geometry.groups)
-    size = accumulator(y.dtype).itemsize
-    scratch = size * (method.scratch(mirrored.shape) + 2 * math.prod(strides) * mirrored.shape[-1])
-    out = (y.shape[0], *coarse)
-    cuts = plan(out, (1, 1), extent[:2], before[:2], scratch, w.size * size, method.tile)
+    held = method.scratch(mirrored.shape, coarse[2]) + _widened(y, mirrored.shape, (1, 1, 1))
+    if max(strides) > 1:
+        held += 2 * math.prod(strides) * mirrored.shape[-1]
+    out, size = (y.shape[0], *coarse), wide.itemsize
+    cuts = plan(out, (1, 1), extent[:2], before[:2], held * size, w.size * size, method.tile)
 
     def phases(window: Array, group: Sequence[Sequence["_Phase"]]) -> list[Array]:
         """One of every `strides` outputs along each axis, for phases that see the same pixels."""
         at = group[0]
         if any(p.taps == 0 for p in at):
-            rows = [n - e + 1 for n, e in zip(window.shape[1:3], extent[:2], strict=True)]
-            zeros = jnp.zeros((window.shape[0], *rows, coarse[2], mirrored.shape[-1]), wide)
+            zeros = jnp.zeros((*(cut.size for cut in cuts), coarse[2], mirrored.shape[-1]), wide)
             return [zeros] * len(group)
-        cut = zip(at[:2], before[:2], extent[:2], strict=True)
-        for axis, (p, b, e) in enumerate(cut, start=1):
-            start = b + p.ahead - p.span
-            end = window.shape[axis] - (e - 1) + p.span + start
-            window = lax.slice_in_dim(window, start, end, axis=axis)
-        last = at[2]
-        pads = ((0, 0), (0, 0), (last.span - last.ahead, coarse[2] + last.ahead - window.shape[3]))
-        inner = geometry._replace(strides=(1, 1, 1), pads=pads)
+        pads = [(0, 0)] * 3
+        for axis, (p, b, e) in enumerate(zip(at, before, extent, strict=True)):
+            n = window.shape[axis + 1]
+            if axis < (2 if cuts[2].parts > 1 else 1):
+                start = b + p.ahead - p.span
+                window = lax.slice_in_dim(
+                    window, start, n - (e - 1) + p.span + start, axis=axis + 1
+                )
+            else:
+                pads[axis] = (p.span - p.ahead, coarse[axis] + p.ahead - n)
+        inner = geometry._replace(strides=(1, 1, 1), pads=tuple(pads))
         kernel = jnp.concatenate([_taps_of(mirrored, strides, at) for at in group], axis=-1)
         return jnp.split(method.forward(window, method.prepare(kernel), inner), len(group), axis=-1)
 
@@ -139,26 +149,33 @@ def _weight_gradient(
     method: Method, x: Array, dy: Array, after: Array, kernel: tuple[int, ...], geometry: Geometry
 ) -> Array:
     wide = accumulator(x.dtype)
-    cuts, _ = _cuts(method, x.shape, kernel, geometry, x.dtype)
+    cuts, _ = _cuts(method, method.gradient_scratch, x, kernel, geometry)
+    inner = _inner(geometry, cuts)
     _, restore = jax.vjp(method.prepare, varying(jnp.zeros(kernel, wide), x, dy))
 
     def compute(window: Array, dy: Array) -> Array:
-        return method.gradient(window.astype(wide), dy.astype(wide), kernel, _inner(geometry))
+        return method.gradient(window.astype(wide), dy.astype(wide), kernel, inner)
 
     return restore(sum_blocks(compute, x, dy, cuts, after))[0]
 
 
-def _lifted(x: Array, w: Array, geometry: Geometry, at: int) -> tuple[Array, Array, Geometry]:
+def _places(x: Array, first: int) -> tuple[int, ...]:
+    return (0, 1, 2) if x.ndim == 5 else (first, 2)[: x.ndim - 2]
+
+
+def _lifted(
+    x: Array, w: Array, geometry: Geometry, places: tuple[int, ...]
+) -> tuple[Array, Array, Geometry]:
     """Fewer spatial axes as three."""
-    missing = 5 - x.ndim
 
-    def insert(values: Sequence, one) -> tuple:
-        return (*values[:at], *[one] * missing, *values[at:])
+    def three(values: Sequence, one) -> tuple:
+        of = dict(zip(places, values, strict=True))
+        return tuple(of.get(place, one) for place in range(3))
 
-    x = x.reshape(x.shape[0], *insert(x.shape[1:-1], 1), x.shape[-1])
-    w = w.reshape(*insert(w.shape[:-2], 1), *w.shape[-2:])
+    x = x.reshape(x.shape[0], *three(x.shape[1:-1], 1), x.shape[-1])
+    w = w.reshape(*three(w.shape[:-2], 1), *w.shape[-2:])
     strides, pads, dilation = (
-        insert(values, one)
+        three(values, one)
         for values, one in (
             (geometry.strides, 1),
             (geometry.pads, (0, 0)),
@@ -215,18 +232,28 @@ def _interleaved(parts: Sequence[Array], strides: tuple[int, ...]) -> Array:
     return y.reshape(b, *(n * s for n, s in zip(spatial, strides, strict=True)), c)
 
 
-def _cuts(method: Method, x: tuple[int, ...], w: tuple[int, ...], geometry: Geometry, dtype):
+def _cuts(
+    method: Method, scratch: Callable, x: Array, w: tuple[int, ...], geometry: Geometry
+) -> tuple[list[Cut], tuple[int, ...]]:
     """The blocks of a convolution, and the shape of its output."""
     extent = dilated(w[:-2], geometry.dilation)
-    sizes = zip(x[1:-1], geometry.pads, extent, geometry.strides, strict=True)
-    out = (x[0], *(out_size(*each) for each in sizes))
+    sizes = zip(x.shape[1:-1], geometry.pads, extent, geometry.strides, strict=True)
+    out = (x.shape[0], *(out_size(*each) for each in sizes))
     before = [pad[0] for pad in geometry.pads[:2]]
-    size = accumulator(dtype).itemsize
-    scratch, weights = method.scratch(w) * size, math.prod(w) * size
-    cuts = plan(out, geometry.strides[:2], extent[:2], before, scratch, weights, method.tile)
+    size = accumulator(x.dtype).itemsize
+    held = (scratch(w, out[-1]) + _widened(x, w, geometry.strides)) * size
+    weights = math.prod(w) * size
+    cuts = plan(out, geometry.strides[:2], extent[:2], before, held, weights, method.tile)
     return cuts, (*out, w[-1])
 
 
-def _inner(geometry: Geometry) -> Geometry:
-    """The geometry within a window, which has its zeros along depth and height already."""
-    return geometry._replace(pads=((0, 0), (0, 0), geometry.pads[2]))
+def _widened(x: Array, w: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Numbers of both images for each output, if they are held in a wider dtype than their own."""
+    return x.shape[-1] * math.prod(strides) + w[-1] if accumulator(x.dtype) != x.dtype else 0
+
+
+def _inner(geometry: Geometry, cuts: Sequence[Cut]) -> Geometry:
+    """The geometry within a window, which has its zeros along what is cut already."""
+    return geometry._replace(
+        pads=((0, 0), (0, 0) if cuts[2].parts > 1 else geometry.pads[1], geometry.pads[2])
+    )

@@ -1,8 +1,9 @@
 """Images cut into blocks, so that what is made on the way to an output stays in cache.
 
 A block is a box of outputs, whole along the width. Each is computed from the window of the image
-that it sees, read with zeros outside of the image. The memory on the way is that of one block.
-Arrays are (b, d, h, w, c); batch, depth and height are cut.
+that it sees. Arrays are (b, d, h, w, c); batch, depth and height are cut. A window has the zeros
+outside of the image along the depth, and along the height if that is in several parts. The memory
+on the way is that of one block.
 """
 
 import math
@@ -63,12 +64,12 @@ def plan(
       strides: pixels between outputs along depth and height.
       extent: pixels that an output sees along depth and height.
       before: zeros before the image along depth and height.
-      scratch: bytes held for each output.
+      scratch: bytes held for each output; with none, there is one block.
       weights: bytes of the weights.
       tile: the depth of a block is a multiple of this.
     """
     b, d, h, w = out
-    fits = max(1, max(BLOCK_BYTES, 3 * weights // 2) // (scratch * w))  # rows of outputs
+    fits = max(1, max(BLOCK_BYTES, 3 * weights // 2) // max(1, scratch * w))  # rows of outputs
     tiles = -(-d // tile)
     height = _part(h, fits // tile)
     depth = tile * (_part(tiles, fits // (tile * h)) if height == h else 1)
@@ -197,6 +198,8 @@ def _window(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:
         last = (cut.parts - 1) * cut.step - cut.before
         low, high = max(0, cut.before), max(0, last + cut.length - n)
         if cut.parts == 1:
+            if axis == 2:  # whoever computes sees all rows, and pads them at no cost
+                continue
             x = _padded(x, axis, cut.before, cut.length - cut.before - n)
             continue
         taken = min(cut.length, n)

@@ -53,6 +53,11 @@ _CONV = [
         "2-D and small, on CPU",
     ),
     _Row(
+        "planes",
+        lambda x, w, g: x.ndim == 4 and x.shape[0] == 1 and max(w.shape[-2:]) <= 64,
+        "one plane of few channels: XLA's 2-D convolution, on CPU",
+    ),
+    _Row(
         "winograd",
         lambda x, w, g: winograd.fits(w, g) and max(w.shape[-2:]) > 16,
         "short kernel without stride along the first axis, on CPU",

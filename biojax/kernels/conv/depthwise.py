@@ -30,6 +30,8 @@ __all__ = ["conv", "fits", "method"]
 # and into sums of many fewer it puts the reading of a block, which has the same effect.
 MAX_TERMS = 64
 ROWS = 16
+# So many columns times channels at a time.
+COLUMNS = 4096
 # Terms added up one after another: each addition waits for the one before.
 CHAIN = 6
 # Outputs of a tile for each depth of the kernel, and the fewest taps in a plane. Whatever is used
@@ -37,6 +39,9 @@ CHAIN = 6
 # their sums by every output of a tile.
 TILES = {5: 4, 7: 4, 9: 2}
 MIN_TERMS = 16
+
+
+_Pair = tuple[Array | int, Array | int]
 
 
 def fits(w: Array, geometry: Geometry) -> bool:
@@ -122,14 +127,13 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     (kd, *_), (sd, *_), (dd, *_) = kernel, geometry.strides, geometry.dilation
     window = pad(window, geometry.pads)
     b, depth, *_ = dy.shape
-    span = (kd - 1) * dd + 1
 
-    def read(window: Array, dy: Array, i: Array, y: Array, rows: int, span_h: int):
-        n, z = i // depth, i % depth
-        size = (1, span, span_h, *window.shape[3:])
-        x = lax.dynamic_slice(window, (n, z * sd, y * geometry.strides[1], 0, 0), size)[0, ::dd]
-        d = lax.dynamic_slice(dy, (n, z, y, 0, 0), (1, 1, rows, *dy.shape[3:]))[0]
-        return x, d
+    def read(window: Array, dy: Array, i: Array, at: _Pair, sizes: tuple[_Pair, _Pair]):
+        first = [n * s for n, s in zip(at, geometry.strides[1:], strict=True)]
+        n, z, c = i // depth, i % depth, dy.shape[-1]
+        size = (1, (kd - 1) * dd + 1, *sizes[0], c)
+        x = lax.dynamic_slice(window, (n, z * sd, *first, 0), size)[0, ::dd]
+        return x, lax.dynamic_slice(dy, (n, z, *at, 0), (1, 1, *sizes[1], c))[0]
 
     return _row_products(read, b * depth, kd, window, dy, kernel, geometry)
 
@@ -143,42 +147,44 @@ def _row_products(
     kernel: tuple[int, ...],
     geometry: Geometry,
 ) -> Array:
-    """For each column of the kernel, products of rows, added up over `ROWS` rows at a time.
+    """For each tap of the kernel, products of rows, added up over `ROWS` rows at a time.
 
-    `read` gives the rows that plane i of `count` contributes from row y on: (planes, span_h, w, c)
-    of the image and (planes or 1, rows, w, c) of the outputs' gradient.
+    `read` gives what plane i of `count` contributes in a tile of a few rows and columns: of the
+    image (planes, *sizes[0], c), of the outputs' gradient (planes or 1, *sizes[1], c).
     """
     (_, kh, kw, _, c), (_, sh, sw), (_, dh, dw) = kernel, geometry.strides, geometry.dilation
     height, width = dy.shape[2:4]
-    rows = min(ROWS, height)
-    groups = -(-height // rows)
+    rows, columns = min(ROWS, height), min(max(1, COLUMNS // c), width)
+    tiles = -(-height // rows), -(-width // columns)
+    extra = tiles[0] * rows - height, tiles[1] * columns - width
     span = (kh - 1) * dh + 1
-    extra = groups * rows - height
-    dy = jnp.pad(dy, ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0)))
-    window = jnp.pad(window, ((0, 0), (0, 0), (0, extra * sh), (0, 0), (0, 0)))
+    dy = jnp.pad(dy, ((0, 0), (0, 0), (0, extra[0]), (0, extra[1]), (0, 0)))
+    window = jnp.pad(window, ((0, 0), (0, 0), (0, extra[0] * sh), (0, extra[1] * sw), (0, 0)))
+    sizes = ((rows - 1) * sh + span, (columns - 1) * sw + (kw - 1) * dw + 1), (rows, columns)
 
     def step(totals: tuple[Array, ...], i: Array):
-        x, d = read(window, dy, i // groups, i % groups * rows, rows, (rows - 1) * sh + span)
+        i, at = i // math.prod(tiles), (i // tiles[1] % tiles[0] * rows, i % tiles[1] * columns)
+        x, d = read(window, dy, i, at, sizes)
 
         def column(k: int) -> Array:
             """Over every row of the kernel, the sum of rows of x times rows of dy."""
-            part = lax.slice_in_dim(x, k * dw, k * dw + (width - 1) * sw + 1, sw, axis=2)
+            part = lax.slice_in_dim(x, k * dw, k * dw + (columns - 1) * sw + 1, sw, axis=2)
             return _added(
                 [part[:, r * sh : r * sh + span : dh] * d[:, r, None] for r in range(rows)]
             )
 
         return tuple(total + column(k) for k, total in enumerate(totals)), None
 
-    zero = varying(jnp.zeros((planes, kh, width, c), dy.dtype), window, dy)
-    totals = lax.scan(step, (zero,) * kw, jnp.arange(count * groups))[0]
+    zero = varying(jnp.zeros((planes, kh, columns, c), dy.dtype), window, dy)
+    totals = lax.scan(step, (zero,) * kw, jnp.arange(count * math.prod(tiles)))[0]
     return jnp.stack([total.sum(2) for total in totals], axis=2)[:, :, :, None]
 
 
-def _direct_scratch(kernel: tuple[int, ...]) -> int:
+def _direct_scratch(kernel: tuple[int, ...], columns: int) -> int:
     return 4 * kernel[-1]
 
 
-_DIRECT = Method(lambda w: w, _forward, _gradient, _direct_scratch, apart=True)
+_DIRECT = Method(lambda w: w, _forward, _gradient, _direct_scratch, _direct_scratch, apart=True)
 
 
 def _winograd(taps: int) -> Method:
@@ -200,22 +206,22 @@ def _winograd(taps: int) -> Method:
         dy = dy.reshape(-1, outputs, *dy.shape[2:])
         gradients = jnp.stack(combined(a.T, [dy[:, i] for i in range(outputs)]))
 
-        def read(window: Array, dy: Array, i: Array, y: Array, rows: int, span_h: int):
-            at = (0, i, y * geometry.strides[1], 0, 0)
-            x = lax.dynamic_slice(window, at, (len(b), 1, span_h, *window.shape[3:]))[:, 0]
-            d = lax.dynamic_slice(dy, (0, i, y, 0, 0), (len(b), 1, rows, *dy.shape[3:]))[:, 0]
-            return x, d
+        def read(window: Array, dy: Array, i: Array, at: _Pair, sizes: tuple[_Pair, _Pair]):
+            first = [n * s for n, s in zip(at, geometry.strides[1:], strict=True)]
+            lead, c = (len(b), 1), dy.shape[-1]
+            x = lax.dynamic_slice(window, (0, i, *first, 0), (*lead, *sizes[0], c))[:, 0]
+            return x, lax.dynamic_slice(dy, (0, i, *at, 0), (*lead, *sizes[1], c))[:, 0]
 
         window = tiles(pad(window, geometry.pads))
         return _row_products(read, len(dy), len(b), window, gradients, kernel, geometry)
 
-    def scratch(kernel: tuple[int, ...]) -> int:
+    def scratch(kernel: tuple[int, ...], columns: int) -> int:
         return math.ceil((2 * len(b) / outputs + 2) * kernel[-1])
 
     def prepare(w: Array) -> Array:
         return jnp.tensordot(g.astype(w.dtype), w, axes=1, precision=lax.Precision.HIGHEST)
 
-    return Method(prepare, forward, gradient, scratch, outputs)
+    return Method(prepare, forward, gradient, scratch, scratch, outputs)
 
 
 _WINOGRAD = {taps: _winograd(taps) for taps in TILES}

@@ -53,12 +53,12 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return dw[*(slice(0, (k - 1) * d + 1, d) for k, d in extent)]
 
 
-def _scratch(kernel: tuple[int, ...]) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int) -> int:
     """Less than there is: smaller blocks would be mostly border."""
-    return (kernel[-2] + 1) * kernel[-1]
+    return (kernel[-2] + 2) * kernel[-1]
 
 
-_METHOD = Method(lambda w: w, _forward, _gradient, _scratch)
+_METHOD = Method(lambda w: w, _forward, _gradient, _scratch, _scratch)
 
 
 def _spectrum(x: Array, size: Sequence[int]) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.conv import blocked, xla
+from biojax.kernels.conv import blocked, pointwise, xla
 from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry, out_size, pad
 from biojax.typing import Array
@@ -29,6 +29,8 @@ WIDE = 16384
 
 def _forward(window: Array, w: Array, geometry: Geometry) -> Array:
     b, (kd, kh, kw, c, f) = window.shape[0], w.shape
+    if max(kd, kh, kw) == 1:  # a product; XLA does not see that a convolution is one
+        return pointwise.METHOD.forward(window, w, geometry)
     planes = _planes(window, kd, geometry)
     if kd > 1 and c <= FEW_CHANNELS:
         kernel = jnp.moveaxis(w, 0, 2).reshape(kh, kw, kd * c, f)
@@ -69,7 +71,7 @@ def plane_conv(x: Array, w: Array, geometry: Geometry) -> Array:
     (n, h, width, c), (stride, (before, after)) = x.shape, (plane.strides[1], plane.pads[1])
     extent = (w.shape[1] - 1) * plane.dilation[1] + 1
     out = out_size(width, (before, after), extent, stride)
-    if n == 1 or w.shape[-1] >= MANY_FEATURES or out * w.shape[-1] >= WIDE:
+    if n == 1 or _is_wide(w.shape[-1], out):
         return xla.accumulated(x, w, plane)
     pitch = stride * max(out, -(-(width + before + after) // stride))
     pads = [(0, 0, 0), (0, 0, 0), (before, pitch - before - width, 0), (0, 0, 0)]
@@ -77,6 +79,10 @@ def plane_conv(x: Array, w: Array, geometry: Geometry) -> Array:
     row = xla.accumulated(row, w, plane._replace(pads=(plane.pads[0], (0, extent - 1))))
     y = row.reshape(row.shape[1], n, pitch // stride, -1)[:, :, :out]
     return y.swapaxes(0, 1)
+
+
+def _is_wide(features: int, columns: int) -> bool:
+    return features >= MANY_FEATURES or columns * features >= WIDE
 
 
 def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geometry) -> Array:
@@ -113,12 +119,17 @@ def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return jnp.moveaxis(jnp.stack(gradient), 1, -1)
 
 
-def _scratch(kernel: tuple[int, ...]) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int) -> int:
+    kd, _, _, c, f = kernel
+    return 0 if kd == 1 and _is_wide(f, columns) else kd * c + 3 * f
+
+
+def _gradient_scratch(kernel: tuple[int, ...], columns: int) -> int:
     kd, kh, kw, c, f = kernel
-    return kd * c + max(3 * f, kw * c + kh * f)
+    return kd * c + kw * c + kh * f
 
 
-METHOD = Method(lambda w: w, _forward, _gradient, _scratch)
+METHOD = Method(lambda w: w, _forward, _gradient, _scratch, _gradient_scratch)
 
 
 def conv(x: Array, w: Array, geometry: Geometry) -> Array:

@@ -8,7 +8,7 @@ from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry, pad
 from biojax.typing import Array
 
-__all__ = ["conv", "fits"]
+__all__ = ["METHOD", "conv", "fits"]
 
 
 def fits(w: Array, geometry: Geometry) -> bool:
@@ -25,7 +25,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "a kernel of one tap and one group",
             "Use implementation='xla', or None to choose",
         )
-    return blocked.conv(_METHOD, x, w, geometry)
+    return blocked.conv(METHOD, x, w, geometry)
 
 
 def _taken(window: Array, geometry: Geometry) -> Array:
@@ -44,8 +44,12 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return product.reshape(kernel)
 
 
-def _scratch(kernel: tuple[int, ...]) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int) -> int:
+    return 0
+
+
+def _gradient_scratch(kernel: tuple[int, ...], columns: int) -> int:
     return 2 * (kernel[-2] + kernel[-1])
 
 
-_METHOD = Method(lambda w: w, _forward, _gradient, _scratch)
+METHOD = Method(lambda w: w, _forward, _gradient, _scratch, _gradient_scratch)

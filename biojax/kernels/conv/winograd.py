@@ -107,11 +107,11 @@ def _method(taps: int) -> Method:
         pairs = zip(points(b, window, outputs), gradients, strict=True)
         return jnp.stack([plane_gradient(v, d, kernel[1:3], geometry) for v, d in pairs])
 
-    def scratch(kernel: tuple[int, ...]) -> int:
+    def scratch(kernel: tuple[int, ...], columns: int) -> int:
         _, kh, kw, c, f = kernel
         return len(b) * (c + f) // outputs + kw * c + kh * f
 
-    return Method(prepare, forward, gradient, scratch, outputs)
+    return Method(prepare, forward, gradient, scratch, scratch, outputs)
 
 
 _METHODS = {taps: _method(taps) for taps in TILES}
@@ -136,4 +136,4 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "3, 5 or 7 taps along the first axis, no stride or dilation there, one group",
             "Use implementation='xla', or None to choose",
         )
-    return blocked.conv(_METHODS[w.shape[0]], x, w, geometry, at=1)
+    return blocked.conv(_METHODS[w.shape[0]], x, w, geometry, first=0)
