@@ -15,6 +15,7 @@ __all__ = [
     "ShapeError",
     "UnsupportedError",
     "nearest",
+    "nearest_divisor",
     "require",
 ]
 
@@ -79,6 +80,15 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     """
     found = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return repr(found[0]) if found else None
+
+
+def nearest_divisor(n: int, of: int) -> int:
+    """The divisor of `of` that is nearest to n, the smaller of two as near.
+
+    >>> nearest_divisor(5, 12)
+    4
+    """
+    return min((d for d in range(1, of + 1) if of % d == 0), key=lambda d: abs(d - n))
 
 
 def require(module: str, extra: str) -> ModuleType:

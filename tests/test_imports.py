@@ -33,7 +33,7 @@ ROOMS = {
     "kernels": (),
     "modules": ("kernels",),
     "models": ("kernels", "modules"),
-    "tasks": ("losses", "metrics"),
+    "tasks": ("kernels", "losses", "metrics"),
     "parallel": (),
     "training": ("parallel", "tasks", "io.atomic"),
     "convert": ("io.atomic", "models"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image
-from biojax.modules import PatchEmbed, TransformerBlock, sincos_positions
+from biojax.modules import PatchEmbed, TransformerBlock, make_norm, sincos_positions
 from biojax.typing import Array, Dtype, IntOrTuple
 
 __all__ = ["AttentionClassifier"]
@@ -64,6 +64,6 @@ class AttentionClassifier(nn.Module):
                 **kind,
             )(x, train=train)
             self.sow("intermediates", f"tokens{i}", x)
-        x = nn.LayerNorm(name="norm", **kind)(x).mean(axis=1)
+        x = make_norm("layer", **kind)(x).mean(axis=1)
         y = nn.Dense(self.num_classes, name="head", **kind)(x)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))

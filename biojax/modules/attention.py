@@ -3,8 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biojax.errors import ConfigError
+from biojax.errors import ConfigError, nearest_divisor
 from biojax.kernels import attention
+from biojax.modules.norm import make_norm
 from biojax.typing import Array, Dtype
 
 __all__ = ["MultiHeadAttention", "TransformerBlock"]
@@ -33,13 +34,12 @@ class MultiHeadAttention(nn.Module):
         """(b, t, c) to (b, t, c); mask as in `biojax.kernels.attention`."""
         b, t, c = x.shape
         if self.num_heads < 1 or c % self.num_heads:
-            divisors = [n for n in range(1, c + 1) if c % n == 0]
             raise ConfigError(
                 "MultiHeadAttention",
                 f"num_heads={self.num_heads} for {c} features",
                 "a number of heads that divides the features",
                 "Change either",
-                f"num_heads={min(divisors, key=lambda n: abs(n - self.num_heads))}",
+                f"num_heads={nearest_divisor(self.num_heads, c)}",
             )
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         qkv = nn.Dense(3 * c, name="qkv", **kind)(x)
@@ -73,9 +73,9 @@ class TransformerBlock(nn.Module):
         """(b, t, c) to (b, t, c)."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         drop = nn.Dropout(self.dropout_rate, deterministic=not train)
-        y = nn.LayerNorm(name="norm1", **kind)(x)
+        y = make_norm("layer", layer_name="norm1", **kind)(x)
         x = x + drop(MultiHeadAttention(self.num_heads, name="attention", **kind)(y, mask))
-        y = nn.LayerNorm(name="norm2", **kind)(x)
+        y = make_norm("layer", layer_name="norm2", **kind)(x)
         y = nn.Dense(int(x.shape[-1] * self.mlp_ratio), name="mlp1", **kind)(y)
         y = nn.Dense(x.shape[-1], name="mlp2", **kind)(nn.gelu(y))
         return x + drop(y)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 
-from biojax.errors import ConfigError, nearest
+from biojax.errors import ConfigError, nearest, nearest_divisor
 from biojax.kernels import batch_norm, group_norm, instance_norm, layer_norm
 from biojax.typing import Array, Dtype
 
@@ -29,6 +29,7 @@ def make_norm(
     scale_init: Callable = nn.initializers.ones,
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
+    layer_name: str = "norm",
 ) -> Callable:
     """A normalisation layer for (b, *spatial, c), to be called inside of a compact module.
 
@@ -51,6 +52,7 @@ def make_norm(
       scale_init: initialiser of the scale.
       dtype: of the output.
       param_dtype: of scale and bias.
+      layer_name: under which the module keeps them.
 
     Raises:
       ConfigError: no normalisation of that name, or groups that do not divide the channels.
@@ -66,7 +68,7 @@ def make_norm(
             scale_init,
             dtype=dtype,
             param_dtype=param_dtype,
-            name="norm",
+            name=layer_name,
         )
     raise ConfigError(
         "make_norm",
@@ -130,12 +132,11 @@ class _Norm(nn.Module):
 
 def _divisor(num_groups: int, c: int) -> int:
     if num_groups < 1 or c % num_groups:
-        divisors = [n for n in range(1, c + 1) if c % n == 0]
         raise ConfigError(
             "make_norm",
             f"num_groups={num_groups} for {c} channels",
             "a number of groups that divides the channels",
             "Change either",
-            f"num_groups={min(divisors, key=lambda n: abs(n - num_groups))}",
+            f"num_groups={nearest_divisor(num_groups, c)}",
         )
     return num_groups

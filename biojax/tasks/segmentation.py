@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from biojax import metrics
+from biojax.kernels import resize
 from biojax.losses import dice_cross_entropy
 from biojax.tasks.task import apply_model, init_variables
 from biojax.typing import Array, ArrayLike, Key
@@ -124,9 +125,9 @@ def deep_supervision_loss(
     # Full resolution comes first, where the loss says what is wrong with the labels.
     total = weights[0] / sum(weights) * loss(logits[0], labels)
     for weight, y in zip(weights[1:-1], logits[1:-1], strict=True):
-        spatial = (labels.shape[0], *y.shape[1:-1])
-        shape = spatial + labels.shape[len(spatial) :]
-        here = jax.image.resize(labels, shape, "nearest")
+        dense = labels.reshape(*labels.shape[: y.ndim - 1], -1)
+        here = resize(dense, y.shape[1:-1], method="nearest")
+        here = here.reshape(*here.shape[:-1], *labels.shape[y.ndim - 1 :])
         total += weight / sum(weights) * loss(y, here)
     return total
 

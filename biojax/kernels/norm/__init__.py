@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from biojax.errors import ShapeError
+from biojax.errors import ShapeError, nearest_divisor
 from biojax.kernels.dispatch import select
 from biojax.kernels.norm import fused
 from biojax.typing import Array
@@ -37,7 +37,9 @@ def instance_norm(
       (b, *spatial, c), of x's dtype.
 
     Raises:
-      ShapeError: scale or bias does not fit x, or one of them is not floating.
+      ShapeError: x has no spatial axis or no pixel, scale or bias does not fit it, or an array is
+        not floating.
+      ConfigError: there is no implementation of that name.
 
     Statistics are held in at least float32, and the variance is that of what is left without the
     mean: an offset of 10 000 standard deviations costs four digits of seven. Differentiates in
@@ -77,7 +79,9 @@ def group_norm(
       (b, *spatial, c), of x's dtype.
 
     Raises:
-      ShapeError: scale, bias or the groups do not fit x, or an array is not floating.
+      ShapeError: x has no pixel, scale, bias or the groups do not fit it, or an array is not
+        floating.
+      ConfigError: there is no implementation of that name.
 
     Source: Wu and He, "Group normalization", ECCV 2018, section 3.1.
 
@@ -87,13 +91,12 @@ def group_norm(
     _check("group_norm", x, scale, bias, "(b, *spatial, c)", 2)
     c = x.shape[-1]
     if num_groups < 1 or c % num_groups:
-        divisors = [n for n in range(1, c + 1) if c % n == 0]
         raise ShapeError(
             "group_norm",
             f"num_groups={num_groups} for {c} channels",
             "a number of groups that divides the channels",
             "Change either",
-            f"num_groups={min(divisors, key=lambda n: abs(n - num_groups))}",
+            f"num_groups={nearest_divisor(num_groups, c)}",
         )
     axes = tuple(range(1, x.ndim - 1))
     return _run("group_norm", implementation)(x, scale, bias, axes, num_groups, epsilon)[0]
@@ -122,7 +125,8 @@ def layer_norm(
       (..., c), of x's dtype.
 
     Raises:
-      ShapeError: scale or bias does not fit x, or one of them is not floating.
+      ShapeError: x is empty, scale or bias does not fit it, or an array is not floating.
+      ConfigError: there is no implementation of that name.
 
     Source: Ba, Kiros and Hinton, "Layer normalization", 2016, section 3.
 
@@ -158,7 +162,8 @@ def batch_norm(
       var is divided by the number of pixels, as in Flax (PyTorch remembers one pixel fewer).
 
     Raises:
-      ShapeError: scale or bias does not fit x, or one of them is not floating.
+      ShapeError: x is empty, scale or bias does not fit it, or an array is not floating.
+      ConfigError: there is no implementation of that name.
 
     Source: Ioffe and Szegedy, "Batch normalization", ICML 2015, algorithm 1.
 

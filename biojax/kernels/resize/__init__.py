@@ -41,8 +41,9 @@ def resize(
       (b, *size, c), of x's dtype; summed in at least float32.
 
     Raises:
-      ShapeError: x has no or too many spatial axes, or is of integers where method is "linear".
-      ConfigError: no method of that name.
+      ShapeError: x has no or too many spatial axes or no pixel, or is not floating where method is
+        "linear"; size is not one positive integer per axis.
+      ConfigError: there is no method or no implementation of that name.
       UnsupportedError: the named implementation cannot do this.
 
     >>> resize(jnp.array([0.0, 4.0]).reshape(1, 2, 1), 4)[0, :, 0]
