@@ -17,11 +17,12 @@ COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "
 
 BATCH, DEPTH, BATCH_AND_WIDTH = P("a"), P(None, "a"), P("b", None, None, "a")
 DEPTH_AND_HEIGHT, BATCH_AND_DEPTH = P(None, "a", "b"), P("b", "a")
+BATCH_DEPTH_AND_WIDTH = P("c", "a", None, "b")
 
 
-def mesh_of(*sizes: int) -> jax.sharding.Mesh:
-    names = ("a", "b")[: len(sizes)]
-    return jax.make_mesh(sizes, names, (AxisType.Auto,) * len(sizes))
+def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
+    names = ("a", "b", "c")[: len(sizes)]
+    return jax.make_mesh(sizes, names, (kind,) * len(sizes))
 
 
 def outputs_and_gradients(kernel, **options):
@@ -76,9 +77,18 @@ CONVS = {
     "planes-strided": ("planes", VOLUME, (3, 3, 3, 4, 4), {"strides": 2, "padding": 1}),
     "winograd": ("winograd", VOLUME, (3, 3, 3, 4, 4), {}),
     "depthwise": ("depthwise", VOLUME, (3, 3, 3, 1, 4), {"feature_group_count": 4}),
+    "grouped": ("grouped", VOLUME, (3, 3, 3, 2, 4), {"feature_group_count": 2}),
     "pointwise": ("pointwise", VOLUME, (1, 1, 1, 4, 4), {"strides": 2}),
+    "fft": ("fft", VOLUME, (5, 5, 5, 1, 4), {"feature_group_count": 4}),
     "xla": ("xla", VOLUME, (3, 3, 3, 4, 4), {}),
     "xla-strided": ("xla", VOLUME, (3, 3, 3, 4, 4), {"strides": 2, "padding": 1}),
+    "xla-depthwise": ("xla", VOLUME, (3, 3, 3, 1, 4), {"feature_group_count": 4}),
+    "xla-depthwise-strided": (
+        "xla",
+        VOLUME,
+        (3, 3, 3, 1, 4),
+        {"feature_group_count": 4, "strides": 2, "padding": 1},
+    ),
     "xla-groups": ("xla", VOLUME, (3, 3, 3, 2, 4), {"feature_group_count": 2}),
     "xla-groups-strided": (
         "xla",
@@ -97,6 +107,7 @@ TRANSPOSES = {
     ),
     "matmul": ("matmul", VOLUME, (2, 2, 2, 4, 4), {"strides": 2}),
     "xla": ("xla", VOLUME, (3, 3, 3, 4, 4), {"strides": 2}),
+    "xla-depthwise": ("xla", VOLUME, (3, 3, 3, 1, 4), {"strides": 2, "feature_group_count": 4}),
     "xla-groups": ("xla", VOLUME, (3, 3, 3, 2, 4), {"strides": 2, "feature_group_count": 2}),
 }
 CASES = [
@@ -111,8 +122,8 @@ CASES = [
 )
 @pytest.mark.parametrize(
     ("spec", "sizes"),
-    [(BATCH, (4,)), (DEPTH_AND_HEIGHT, (2, 2)), (BATCH_AND_WIDTH, (2, 2))],
-    ids=["batch", "depth-height", "batch-width"],
+    [(BATCH, (4,)), (DEPTH_AND_HEIGHT, (2, 4)), (BATCH_DEPTH_AND_WIDTH, (2, 2, 2))],
+    ids=["batch", "depth-height", "batch-depth-width"],
 )
 def test_only_halos_move(kernel, implementation, shape, w, options, spec, sizes):
     options = {**options, "implementation": implementation}
@@ -145,6 +156,9 @@ PLANE = (3, 3, 3, 4, 4)
             (4,),
             {"padding": ((4, -2), (1, 1), (1, 1))},
             id="shifted",
+        ),
+        pytest.param(
+            "planes", (1, 16, 4, 4, 4), PLANE, DEPTH, (8,), {"strides": 2, "padding": 1}, id="eight"
         ),
         pytest.param("planes", (1, 8, 4, 4, 4), PLANE, P(None, ("a", "b")), (4, 2), {}, id="a-b"),
         pytest.param("planes", (1, 8, 4, 4, 4), PLANE, P(None, ("b", "a")), (4, 2), {}, id="b-a"),
@@ -240,9 +254,58 @@ def test_transforms(implementation, groups):
         np.testing.assert_allclose(got, gradient, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["planes-strided", "depthwise", "xla-groups", "fft"])
+def test_convolutions_over_explicit_axes(name):
+    implementation, shape, w, options = CONVS[name]
+    options = {**options, "implementation": implementation}
+    mesh = mesh_of(2, 2, kind=AxisType.Explicit)
+    expected = {"all-reduce", "collective-permute"}
+    assert check(conv, shape, w, BATCH_AND_WIDTH, mesh, **options) == expected
+    with jax.set_mesh(mesh):
+        assert check(conv, shape, w, BATCH_AND_WIDTH, mesh, **options) == expected
+
+
+@pytest.mark.parametrize("name", ["phases", "xla"])
+def test_transposed_convolutions_over_explicit_axes(name):
+    implementation, shape, w, options = TRANSPOSES[name]
+    options = {**options, "implementation": implementation}
+    mesh = mesh_of(2, 2, kind=AxisType.Explicit)
+    expected = {"all-reduce", "collective-permute"}
+    assert check(conv_transpose, shape, w, BATCH_AND_WIDTH, mesh, **options) == expected
+
+
+def test_what_explicit_axes_say_of_the_result():
+    """The image's own split, where that divides; whatever the split of the weights."""
+    mesh = mesh_of(2, 2, kind=AxisType.Explicit)
+    x, w = normal((2, 8, 6, 4, 4), PLANE)
+    shardings = NamedSharding(mesh, P("a", None, "b")), NamedSharding(mesh, P(*[None] * 4, "b"))
+    arrays = jax.device_put((x, w), shardings)
+    for padding, split in (("SAME", "b"), (((1, 1), (0, 1), (1, 1)), None)):
+        f = jax.jit(lambda x, w, p=padding: conv(x, w, padding=p, implementation="planes"))
+        y = jax.block_until_ready(f(*arrays))
+        assert jax.typeof(y).sharding.spec == P("a", None, split, None, None)
+        np.testing.assert_allclose(y, f(x, w), atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["planes", "xla", "depthwise", "fft"])
+def test_an_empty_batch(implementation):
+    groups = 4 if implementation == "depthwise" else 1
+    options = {"implementation": implementation, "feature_group_count": groups}
+    f = outputs_and_gradients(conv, **options)
+    x, w, dy = normal((0, 4, 4, 4, 4), (3, 3, 3, 4 // groups, 4), (0, 4, 4, 4, 4))
+    mesh = mesh_of(2, 2)
+    image, whole = NamedSharding(mesh, BATCH_AND_DEPTH), NamedSharding(mesh, P())
+    for shardings in (None, (image, whole, image)):
+        (y, dx, dw), _ = run(f, (x, w, dy), shardings)
+        assert y.shape == dx.shape == x.shape
+        np.testing.assert_array_equal(dw, np.zeros_like(w))
+
+
 @pytest.mark.parametrize("implementation", ["planes", "xla"])
 def test_one_device_knows_nothing_of_it(implementation):
     x, w = normal((1, 4, 4, 4, 4), (3, 3, 3, 2, 4) if implementation == "xla" else PLANE)
     groups = 4 // w.shape[-2]
     f = jax.jit(lambda x, w: conv(x, w, implementation=implementation, feature_group_count=groups))
     assert "CustomSPMDPartitioning" not in f.lower(x, w).as_text()
+    exported = jax.export.export(f)(x, w)
+    np.testing.assert_allclose(exported.call(x, w), f(x, w), atol=1e-6)

@@ -19,6 +19,7 @@ from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, dilated
 from biojax.kernels.conv.sharded import (
     axes_of,
+    left_to_compiler,
     over_devices,
     window_of_outputs,
     window_of_pixels,
@@ -46,7 +47,11 @@ class Maps(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 3), inline=True)
 def convolve(maps: Maps, x: Array, w: Array, geometry: Geometry) -> Array:
     """(b, *spatial, c) and (*k, c // g, f) to (b, *out, f)."""
-    return _convolve(maps, varying(x, w), varying(w, x), geometry)
+
+    def run(x: Array, w: Array) -> Array:
+        return _convolve(maps, varying(x, w), varying(w, x), geometry)
+
+    return left_to_compiler(run, x, w)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -68,7 +73,11 @@ def transposed(
     maps: Maps, y: Array, w: Array, geometry: Geometry, spatial: tuple[int, ...]
 ) -> Array:
     """The adjoint in x of `convolve(maps, x, w, geometry)`, for x of size `spatial`."""
-    return _transposed(maps, varying(y, w), varying(w, y), geometry, spatial)
+
+    def run(y: Array, w: Array) -> Array:
+        return _transposed(maps, varying(y, w), varying(w, y), geometry, spatial)
+
+    return left_to_compiler(run, y, w)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
@@ -159,21 +168,24 @@ def _convolve_bwd(maps, geometry, saved, dy):
     x, w, wanted = saved
     if isinstance(dy, SymbolicZero):
         return None, None
-    if wanted is None:  # `after` an unwanted gradient, the compiler would have to compute it
-        return None, weight_gradient(maps, x, dy, w, geometry, after=dy)
-    dx = transposed(maps, dy, w, geometry, x.shape[1:-1])
-    return dx, weight_gradient(maps, x, dy, w, geometry, after=dx)
+    dx = None if wanted is None else transposed(maps, dy, w, geometry, x.shape[1:-1])
+    # `after` an unwanted gradient, the compiler would have to compute it.
+    return dx, weight_gradient(maps, x, dy, w, geometry, after=dy if dx is None else dx)
 
 
 def _transposed_fwd(maps, y, w, geometry, spatial):
-    return transposed(maps, y, w, geometry, spatial), (y, w)
+    wanted = () if y.perturbed else None
+    y, w = y.value, w.value
+    return transposed(maps, y, w, geometry, spatial), (y, w, wanted)
 
 
 def _transposed_bwd(maps, geometry, spatial, saved, dx):
     del spatial
-    y, w = saved
-    dy = convolve(maps, dx, w, geometry)
-    return dy, weight_gradient(maps, dx, y, w, geometry, after=dy)
+    y, w, wanted = saved
+    if isinstance(dx, SymbolicZero):
+        return None, None
+    dy = None if wanted is None else convolve(maps, dx, w, geometry)
+    return dy, weight_gradient(maps, dx, y, w, geometry, after=dx if dy is None else dy)
 
 
 def _weight_gradient_fwd(maps, x, y, after, kernel, geometry):
@@ -189,5 +201,5 @@ def _weight_gradient_bwd(maps, kernel, geometry, saved, dw):
 
 
 _convolve.defvjp(_convolve_fwd, _convolve_bwd, symbolic_zeros=True)
-_transposed.defvjp(_transposed_fwd, _transposed_bwd)
+_transposed.defvjp(_transposed_fwd, _transposed_bwd, symbolic_zeros=True)
 _weight_gradient.defvjp(_weight_gradient_fwd, _weight_gradient_bwd)

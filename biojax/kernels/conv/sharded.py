@@ -7,10 +7,17 @@ gather: it is told here how to share them, by `jax.experimental.custom_partition
 
 A part begins at a whole output. So an axis is shared if its pixels are `stride` times its outputs
 and these divide by the devices; else it is gathered, as channels and weights are.
+
+Under `vmap` the compiler is not told, and gathers as it likes: a longer batch is better. A program
+for several devices calls back into Python while it is compiled (JAX 0.10). So `jax.export` refuses
+it, though not one for a single device, and the persistent compilation cache does not find it again.
+`jax_remove_custom_partitioning_ptr_from_cache_key` is to stay off: with it the cache would mistake
+convolutions for each other that have the same shapes and differ in their padding, say.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +30,20 @@ from jax.experimental.custom_partitioning import (
     SdyShardingRule,
     custom_partitioning,
 )
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
 
 from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.typing import Array
 
-__all__ = ["Axis", "Split", "axes_of", "over_devices", "window_of_outputs", "window_of_pixels"]
+__all__ = [
+    "Axis",
+    "Split",
+    "axes_of",
+    "left_to_compiler",
+    "over_devices",
+    "window_of_outputs",
+    "window_of_pixels",
+]
 
 
 class Axis(NamedTuple):
@@ -101,6 +116,36 @@ def window_of_outputs(
             low = axis.low + before * axis.stride
             pads[i] = (low, (y.shape[i + 1] - 1) * axis.stride + axis.extent - spatial[i] - low)
     return y, geometry._replace(pads=tuple(pads)), tuple(spatial)
+
+
+def left_to_compiler(f: Callable[..., Array], x: Array, *others: Array) -> Array:
+    """Call f(x, *others), its sharding completed by the compiler, whatever the type of the mesh.
+
+    Over axes of `AxisType.Explicit`, which `jax.make_mesh` makes, the types of arrays say how they
+    are sharded, and an operation that cannot tell refuses. Inside of f these axes are Auto. The
+    result is typed as x is: split along the same batch and space, where that divides. (In a
+    `shard_map` over other axes of such a mesh JAX 0.10 finds no gradients.)
+
+    Args:
+      f: to an image (b, *out, f), from arrays of these shapes.
+      x: an image (b, *spatial, c).
+      *others: other arrays.
+    """
+    typed = jax.typeof(x).sharding
+    axes = typed.mesh.explicit_axes
+    if not axes:
+        return f(x, *others)
+
+    def divides(n: int, split: str | Sequence[str] | None) -> bool:
+        names = (split,) if isinstance(split, str) else split or ()
+        return n % math.prod(typed.mesh.shape[name] for name in names) == 0
+
+    untyped = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, *others)]
+    sizes = jax.eval_shape(f, *untyped).shape[:-1]
+    spec = zip(sizes, typed.spec, strict=False)
+    kept = PartitionSpec(*(split if divides(n, split) else None for n, split in spec))
+    call: Any = auto_axes(f, axes=axes, out_sharding=NamedSharding(typed.mesh, kept))
+    return call(x, *others)
 
 
 def over_devices(
