@@ -12,17 +12,37 @@ from jax.sharding import PartitionSpec as P
 from biojax.kernels import avg_pool, max_pool
 from biojax.models import create_model
 
-MESH = jax.make_mesh((2, 2), ("data", "space"), (AxisType.Auto,) * 2)
 COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 LAYOUTS = {
-    "depth": P(None, "space"),
-    "depth-height": P(None, "space", "data"),
-    "batch-width": P("data", None, None, "space"),
+    "depth": ((2,), P(None, "a")),
+    "depth-height": ((2, 2), P(None, "a", "b")),
+    "batch-width": ((2, 2), P("a", None, None, "b")),
 }
+EIGHT = {
+    "depth": ((8,), P(None, "a")),
+    "batch-height": ((2, 4), P("a", None, "b")),
+    "batch-depth-width": ((2, 2, 2), P("a", "b", None, "c")),
+}
+VOLUMES = [
+    pytest.param("unet", {"features": (4, 8), "num_convs": 1}, EIGHT, id="unet"),
+    pytest.param(
+        "unet",
+        {"features": (4, 8), "num_convs": 1, "norm": "layer"},
+        {"depth-height": LAYOUTS["depth-height"]},
+        id="unet-layer",
+    ),
+    pytest.param(
+        "mednext_s",
+        {"features": 4, "num_blocks": (1, 1, 1), "expansion_ratio": (2, 2, 2)},
+        {"batch-depth-width": EIGHT["batch-depth-width"]},
+        id="mednext",
+    ),
+]
 
 
-def place(tree, spec):
-    return jax.device_put(tree, NamedSharding(MESH, spec))
+def place(tree, sizes, spec):
+    mesh = jax.make_mesh(sizes, ("a", "b", "c")[: len(sizes)], (AxisType.Auto,) * len(sizes))
+    return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
 def compiled(f, *arrays):
@@ -34,12 +54,12 @@ def compiled(f, *arrays):
     )
 
 
-@pytest.mark.parametrize("norm", ["instance", "layer"])
-def test_unet(norm):
-    model = create_model("unet", out_channels=3, features=(4, 8), num_convs=1, norm=norm)
+@pytest.mark.parametrize(("name", "fields", "layouts"), VOLUMES)
+def test_networks(name, fields, layouts):
+    model = create_model(name, out_channels=3, **fields)
     rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.standard_normal((2, 8, 8, 8, 1)), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 3, (2, 8, 8, 8)))
+    image = jnp.asarray(rng.standard_normal((2, 16, 8, 8, 1)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 3, (2, 16, 8, 8)))
     params = model.init(jax.random.key(0), image)
 
     def step(params, image, labels):
@@ -54,8 +74,8 @@ def test_unet(norm):
     (logits, gradients), none = compiled(step, params, image, labels)
     assert not none
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
-    for spec in LAYOUTS.values() if norm == "instance" else [LAYOUTS["depth-height"]]:
-        arrays = place(params, P()), place(image, spec), place(labels, spec)
+    for sizes, spec in layouts.values():
+        arrays = place(params, sizes, P()), *place((image, labels), sizes, spec)
         results, collectives = compiled(step, *arrays)
         np.testing.assert_allclose(results[0], logits, atol=1e-4)
         for got, want in zip(*map(jax.tree.leaves, (results[1], gradients)), strict=True):
@@ -80,7 +100,7 @@ def test_pooling(pool, layout, options):
         return y, *pull(jnp.cos(y))
 
     expected, _ = compiled(both, x)
-    results, collectives = compiled(both, place(x, LAYOUTS[layout]))
+    results, collectives = compiled(both, place(x, *LAYOUTS[layout]))
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
     assert collectives <= {"collective-permute"}
