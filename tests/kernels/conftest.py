@@ -1,5 +1,9 @@
-"""What every kernel must stand: jit, vmap, grad, checkpoint, shard_map, and no compilation anew."""
+"""What every kernel must stand: jit, vmap, grad, checkpoint, shard_map, and no compilation anew.
 
+And what is asked of several: gradients, whether a program scatters, and the memory that it takes.
+"""
+
+import re
 from collections.abc import Callable
 
 import jax
@@ -60,3 +64,42 @@ def compiles_once(caplog) -> Callable:
         assert not [r.message for r in caplog.records if "ompil" in r.message]
 
     return check
+
+
+@pytest.fixture(scope="session")
+def outputs_and_gradients() -> Callable:
+    """The output of kernel(*arrays, **options), and the gradients of a fixed weighting of it."""
+
+    def run(kernel: Callable, *arrays, **options) -> list:
+        y, pull = jax.vjp(lambda *arrays: kernel(*arrays, **options), *arrays)
+        return [y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scatters() -> Callable:
+    """Whether the program of function(*arrays) scatters, as written or as compiled."""
+
+    def check(function: Callable, *arrays) -> bool:
+        lowered = jax.jit(function).lower(*arrays)
+        texts = lowered.as_text(), lowered.compile().as_text()
+        return any(re.search(r'scatter"?\(', str(text)) for text in texts)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def memory() -> Callable:
+    """Bytes beside arguments and results: of kernel(*arrays), and of its gradients."""
+
+    def measure(kernel: Callable, *shapes: tuple[int, ...]) -> list[int]:
+        def gradients(dy, *arrays):
+            return jax.vjp(kernel, *arrays)[1](dy)
+
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        steps = (kernel, arrays), (gradients, [jax.eval_shape(kernel, *arrays), *arrays])
+        found = [jax.jit(f).lower(*given).compile().memory_analysis() for f, given in steps]
+        return [each.temp_size_in_bytes for each in found if each is not None]
+
+    return measure

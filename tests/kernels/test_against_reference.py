@@ -64,12 +64,6 @@ CASES = [
 ]
 
 
-# Nearly all of the time is compilation. The float32 programs are compiled as anyone would; the
-# references, long and unrolled, and the bfloat16 programs, which check our own dtypes and sums
-# and not the compiler, are compiled without its optimisations.
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
-
 def arrays(spec: Spec, kernel: str) -> list[np.ndarray]:
     rng = np.random.default_rng(len(spec.name))
     values = [rng.standard_normal(shape) for shape in spec.shapes]
@@ -106,7 +100,7 @@ def run(kernel: str, spec: Spec, values, implementation: str | None, compiler_op
 _expected: dict[tuple[str, str], list[np.ndarray]] = {}
 
 
-def expected(kernel: str, spec: Spec) -> list[np.ndarray]:
+def expected(kernel: str, spec: Spec, compiler_options: dict) -> list[np.ndarray]:
     """The float64 reference, computed once for each spec."""
     if (kernel, spec.name) not in _expected:
         name = "normalise" if kernel.endswith("_norm") else kernel
@@ -114,7 +108,7 @@ def expected(kernel: str, spec: Spec) -> list[np.ndarray]:
         package = f"biojax.kernels.{REFERENCES[kernel].__name__.split('.')[2]}"
         with jax.enable_x64(), mock.patch(f"{package}.select", return_value=reference):
             values = [jnp.asarray(v, jnp.float64) for v in arrays(spec, kernel)]
-            out = run(kernel, spec, values, None, COMPILE_QUICKLY)
+            out = run(kernel, spec, values, None, compiler_options)
             _expected[kernel, spec.name] = [np.asarray(v) for v in out]
     return _expected[kernel, spec.name]
 
@@ -146,15 +140,20 @@ def refuses(kernel: str, name: str, spec: Spec) -> bool:
 
 
 @pytest.mark.parametrize(("kernel", "name", "spec", "dtype"), CASES)
-def test_matches_reference(kernel, name, spec, dtype):
+def test_matches_reference(kernel, name, spec, dtype, quickly):
+    """Nearly all of the time is compilation.
+
+    The float32 programs are compiled as anyone would; the references, long and unrolled, and the
+    bfloat16 programs, which check our own dtypes and sums and not the compiler, quickly.
+    """
     values = [jnp.asarray(v, dtype) for v in arrays(spec, kernel)]
     if refuses(kernel, name, spec):
         with pytest.raises(UnsupportedError, match=f"implementation='{name}'"):
             run(kernel, spec, values, name)
         return
-    results = run(kernel, spec, values, name, None if dtype == "float32" else COMPILE_QUICKLY)
+    results = run(kernel, spec, values, name, None if dtype == "float32" else quickly)
     tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(reduction_length(spec))
-    for i, (got, want) in enumerate(zip(results, expected(kernel, spec), strict=True)):
+    for i, (got, want) in enumerate(zip(results, expected(kernel, spec, quickly), strict=True)):
         is_statistic = kernel == "batch_norm" and i in (1, 2)
         assert got.dtype == ("float32" if is_statistic else dtype)
         assert got.shape == want.shape

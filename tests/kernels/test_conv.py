@@ -192,6 +192,12 @@ IMPLEMENTATIONS = {
         (3, 5, 5, 1, 1),
         {"implementation": "depthwise"},
     ),
+    "conv-grouped": (
+        conv,
+        (8, 4, 3, 5, 6),
+        (3, 3, 3, 2, 9),
+        {"feature_group_count": 3, "implementation": "grouped"},
+    ),
     "conv-pointwise": (conv, (8, 4, 3, 3), (1, 1, 3, 2), {"strides": (2, 1)}),
     "transpose-xla": (conv_transpose, (8, 3, 2, 2), (3, 3, 2, 2), {"implementation": "xla"}),
     "transpose-phases": (conv_transpose, (8, 3, 2, 2), (3, 3, 2, 2), {"strides": 2}),
@@ -223,15 +229,20 @@ def test_compiles_once(name, compiles_once):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_precision_reaches_every_product(name):
     kernel, shape, w, options = IMPLEMENTATIONS[name]
-    traced = str(
-        jax.make_jaxpr(lambda x, w: kernel(x, w, precision="highest", **options))(
-            jnp.ones(shape), jnp.ones(w)
-        )
-    )
+    x, w = jnp.ones(shape), jnp.ones(w)
+
+    def run(x, w):
+        return kernel(x, w, precision="highest", **options)
+
+    def total(x, w):
+        return run(x, w).sum()
+
+    traced = str(jax.make_jaxpr(run)(x, w))
     products = traced.count("conv_general_dilated[") + traced.count("dot_general[")
     assert products == PRODUCTS.get(name, 1)
     assert traced.count("HIGHEST") >= products
     assert "precision=None" not in traced
+    assert "precision=None" not in str(jax.make_jaxpr(jax.grad(total, (0, 1)))(x, w))
 
 
 @pytest.mark.parametrize(

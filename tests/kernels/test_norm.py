@@ -1,6 +1,6 @@
 """Normalisation: large offsets, constants, statistics and their gradients, and what is refused."""
 
-import re
+import math
 from functools import partial
 
 import jax
@@ -10,6 +10,7 @@ import pytest
 
 from biojax.errors import ShapeError
 from biojax.kernels import batch_norm, explain, group_norm, instance_norm, layer_norm
+from biojax.kernels.specs import LARGE
 
 NORMS = {
     "instance_norm": instance_norm,
@@ -32,13 +33,6 @@ def standard(x: np.ndarray, name: str, epsilon: float) -> np.ndarray:
     axes = AXES.get(name, (1, 2, 3)) + ((5,) if name == "group_norm" else ())
     mean, var = split.mean(axes, keepdims=True), split.var(axes, keepdims=True)
     return ((split - mean) / np.sqrt(var + epsilon)).reshape(x.shape)
-
-
-def scatters(function, *arrays) -> bool:
-    """Whether the program scatters, as written or as compiled."""
-    lowered = jax.jit(function).lower(*arrays)
-    texts = lowered.as_text(), lowered.compile().as_text()
-    return any(re.search(r'scatter"?\(', str(text)) for text in texts)
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -163,12 +157,22 @@ def test_a_batch_is_the_whole_one_under_jit_and_the_share_under_shard_map():
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_gradients_do_not_scatter_and_keep_nothing_of_the_images_size_but_x(name):
+def test_gradients_do_not_scatter_and_keep_nothing_of_the_images_size_but_x(name, scatters):
     x, scale, bias = (jnp.asarray(image(*shape)) for shape in ((1, 4, 4, 4, 6), (6,), (6,)))
     _, pull = jax.vjp(NORMS[name], x, scale, bias)
     kept = [leaf.size for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]
     assert len(kept) == 1
     assert not scatters(pull, x)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_memory_is_bounded(name, memory):
+    """A few rows of the image; for each pixel's own statistics, the image once more."""
+    ((image, *others),) = (spec.shapes for spec in LARGE["instance_norm"])
+    size = 4 * math.prod(image)
+    assert max(memory(NORMS[name], image, *others)) <= (
+        1.25 * size if name == "layer_norm" else size / 32
+    )
 
 
 def test_compiles_once(compiles_once):

@@ -1,7 +1,7 @@
 """Pooling: values by hand, a loop in numpy, and what is refused."""
 
 import itertools
-import re
+import math
 from functools import partial
 
 import jax
@@ -11,6 +11,7 @@ import pytest
 
 from biojax.errors import ShapeError, UnsupportedError
 from biojax.kernels import avg_pool, explain, max_pool
+from biojax.kernels.specs import LARGE
 
 
 def line(*values: float) -> jax.Array:
@@ -94,13 +95,6 @@ def test_gradients_by_hand():
     assert mean[0, :, 0].tolist() == [0.5, 0.5, 0, 0, 0.5, 0.5]
 
 
-def scatters(function, *arrays) -> bool:
-    """Whether the program scatters, as written or as compiled."""
-    lowered = jax.jit(function).lower(*arrays)
-    texts = lowered.as_text(), lowered.compile().as_text()
-    return any(re.search(r'scatter"?\(', str(text)) for text in texts)
-
-
 WINDOWS = {
     "tiles": {"window": (2, 3)},
     "separable": {"window": 3, "strides": 2, "padding": ((1, 1), (-1, 2))},
@@ -135,7 +129,7 @@ def test_of_equal_maxima_the_first_has_the_gradient(implementation, dtype):
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 @pytest.mark.parametrize("implementation", WINDOWS)
-def test_gradients_do_not_scatter(pool, implementation):
+def test_gradients_do_not_scatter(pool, implementation, scatters):
     gradient, *arrays = pulled_back(pool, implementation, WINDOWS[implementation])
     assert not scatters(gradient, *arrays)
     theirs, *arrays = pulled_back(max_pool, "xla", WINDOWS[implementation])
@@ -164,13 +158,18 @@ def test_overlapping_gradients_add_up_in_float32(pool):
         (avg_pool, {"window": (8, 2, 4)}, "tiles", "side by side"),
     ],
 )
-def test_the_rule(pool, options, name, reason):
+def test_the_rule(pool, options, name, reason, monkeypatch):
     x = jax.ShapeDtypeStruct((1, 8, 8, 8, 2), jnp.float32)
     (choice,) = explain(pool, x, **options)
     assert choice.implementation == name
     assert reason in choice.reason
     labels = jax.ShapeDtypeStruct(x.shape, jnp.int32)
     assert explain(pool, labels, **options)[0][1:] == ("xla", "integers have no gradient")
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    assert explain(pool, x, **options)[0][1:] == (
+        "xla",
+        "the platform's own windows: not measured on tpu",
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,6 +201,14 @@ def test_transforms(pool, implementation, options, stands_every_transform):
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 def test_compiles_once(pool, compiles_once):
     compiles_once(lambda x: pool(x, 2, padding="SAME"), jnp.ones((1, 3, 3, 1)))
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+@pytest.mark.parametrize("spec", LARGE["max_pool"], ids=lambda spec: spec.name)
+def test_memory_is_bounded(pool, spec, memory):
+    """No more than the image once more, forward and with the gradient."""
+    (shape,) = spec.shapes
+    assert max(memory(partial(pool, **spec.options), shape)) <= 4 * math.prod(shape)
 
 
 X = jnp.ones((1, 4, 5, 2))

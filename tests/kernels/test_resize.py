@@ -1,6 +1,7 @@
 """Resampling: values by hand, against `jax.image`, identities, and what is refused."""
 
-import re
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 
 from biojax.errors import ConfigError, ShapeError, UnsupportedError
 from biojax.kernels import explain, resize
+from biojax.kernels.specs import LARGE
 
 IMPLEMENTATIONS = ("gather", "matmul")
 
@@ -20,13 +22,6 @@ def line(*values: float) -> jax.Array:
 
 def image(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
-
-
-def scatters(function, *arrays) -> bool:
-    """Whether the program scatters, as written or as compiled."""
-    lowered = jax.jit(function).lower(*arrays)
-    texts = lowered.as_text(), lowered.compile().as_text()
-    return any(re.search(r'scatter"?\(', str(text)) for text in texts)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -108,7 +103,7 @@ def test_the_gradient_is_the_adjoint(implementation, method):
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("method", ["linear", "nearest"])
-def test_gradients_do_not_scatter(implementation, method):
+def test_gradients_do_not_scatter(implementation, method, scatters):
     def total(x):
         return (resize(x, (6, 4, 7), method=method, implementation=implementation) ** 2).sum()
 
@@ -119,6 +114,15 @@ def test_gradients_do_not_scatter(implementation, method):
 def test_transforms(implementation, stands_every_transform):
     x = image(8, 2, 3, 4, 2)
     stands_every_transform(lambda x: resize(x, (4, 2, 5), implementation=implementation), x)
+
+
+@pytest.mark.parametrize("spec", LARGE["resize"], ids=lambda spec: spec.name)
+def test_memory_is_bounded(spec, memory):
+    """No more than half of the larger image, forward and for the gradient."""
+    (shape,) = spec.shapes
+    size = (1, *[spec.options["size"]] * 3, shape[-1])
+    larger = max(math.prod(shape), math.prod(size))
+    assert max(memory(partial(resize, **spec.options), shape)) <= 2 * larger
 
 
 def test_compiles_once(compiles_once):

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 
 from biojax.errors import ConfigError, FileError
 from biojax.kernels import attention, conv, explain, linear_scan, max_pool, measured, tune
@@ -65,8 +66,10 @@ def test_the_fastest_is_chosen_from_then_on(slow):
     slow(xla=0.004, planes=0.003, winograd=0.001, grouped=0.002)
     row = tune(conv, X, W)
     assert row.implementation == "winograd"
-    assert row.reason == "measured here, 1 ms against 2 ms"
-    assert explain(conv, X, W) == [("conv", "winograd", "measured here, 1 ms against 2 ms")]
+    assert row.reason == "measured here: 1 ms with gradients, grouped 2 ms"
+    assert explain(conv, X, W) == [
+        ("conv", "winograd", "measured here: 1 ms with gradients, grouped 2 ms")
+    ]
     same = explain(conv, X, W, padding=1)  # "SAME" in other words
     assert same[0].implementation == "winograd"
     for other in (
@@ -78,6 +81,24 @@ def test_the_fastest_is_chosen_from_then_on(slow):
     lines = str(row).splitlines()
     assert lines[0] == row.call
     assert [line.split()[0] for line in lines[1:]] == ["winograd", "grouped", "planes", "xla"]
+
+
+def test_a_precision_has_several_names_and_a_default(slow):
+    slow(xla=4.0, planes=1.0)
+    row = tune(conv, X, W, precision="highest")
+    for same in ("float32", lax.Precision.HIGHEST, ("highest", "float32")):
+        assert explain(conv, X, W, precision=same)[0].reason == row.reason
+    for other in (None, "default", "high", ("highest", "high")):
+        assert "measured" not in explain(conv, X, W, precision=other)[0].reason
+    tune(conv, X, W)
+    assert explain(conv, X, W)[0].reason == row.reason
+    with jax.default_matmul_precision("highest"):
+        assert "measured" not in explain(conv, X, W)[0].reason
+
+
+def test_the_only_one_is_against_none():
+    alone = Row("cpu", "some, 2 cores", "0", "conv()", "xla", {"xla": (1.0, 2.0)})
+    assert alone.reason == "measured here: 2e+03 ms with gradients"
 
 
 def test_functions_compiled_before_are_compiled_anew(slow):
@@ -169,7 +190,7 @@ def test_another_process_reads_the_file_that_the_environment_names(slow, tmp_pat
     run = subprocess.run(
         [sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, check=True
     )
-    assert run.stdout == "conv: planes (measured here, 1 ms against 2 ms)\n"
+    assert run.stdout == "conv: planes (measured here: 1 ms with gradients, winograd 2 ms)\n"
 
 
 def row(**fields) -> dict:

@@ -27,7 +27,6 @@ def with_parameters() -> Callable:
 
 
 @pytest.fixture(scope="session")
-def quick_jit() -> Callable:
+def quick_jit(quickly) -> Callable:
     """`jax.jit` without the compiler's optimisations: each program here runs once or twice."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return functools.partial(jax.jit, compiler_options=options)
+    return functools.partial(jax.jit, compiler_options=quickly)
