@@ -1,9 +1,14 @@
 """Shared fixtures. Eight CPU devices are emulated, so that sharded code runs anywhere."""
 
+import functools
 import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -13,6 +18,23 @@ jax.config.update("jax_num_cpu_devices", 8)
 def quickly() -> dict[str, int | bool]:
     """Options of a compiler that does not optimise, for programs that run once or twice."""
     return {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.fixture(scope="session")
+def with_parameters() -> Callable:
+    """A module's variables for such an input, random, without compiling its initialisers."""
+
+    def fill(module, x, *args, **options):
+        def leaf(path, value):
+            rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
+            fan_in = np.prod(value.shape[:-1]) if value.ndim > 1 else 4
+            return jnp.asarray(rng.standard_normal(value.shape) / np.sqrt(fan_in), value.dtype)
+
+        init = functools.partial(module.init, **options)
+        shapes = jax.eval_shape(init, jax.random.key(0), x, *args)
+        return jax.tree_util.tree_map_with_path(leaf, dict(shapes))
+
+    return fill
 
 
 @pytest.fixture(scope="session")

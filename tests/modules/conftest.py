@@ -1,27 +1,10 @@
-"""Modules with known parameters, without the time that initialisers take to compile."""
+"""What every module must keep."""
 
-import zlib
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="session")
-def with_parameters() -> Callable:
-    """The module's variables for such an input, every leaf filled with random values."""
-
-    def fill(module, x, *args):
-        def leaf(path, value):
-            rng = np.random.default_rng(zlib.crc32(jax.tree_util.keystr(path).encode()))
-            return jnp.asarray(rng.standard_normal(value.shape), value.dtype)
-
-        shapes = jax.eval_shape(module.init, jax.random.key(0), x, *args)
-        return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-    return fill
 
 
 @pytest.fixture(scope="session")
