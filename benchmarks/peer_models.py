@@ -28,25 +28,31 @@ from biojax.training import create_state, make_train_step
 
 __all__ = ["ENTRIES", "Entry", "model_contests"]
 
-_RATE = 0.1
-
 
 class Entry(NamedTuple):
-    """A model of two classes by name, its fields, and the size of its cubic patches."""
+    """A model of two classes.
+
+    Attributes:
+      name: as in `biojax.models.create_model`.
+      size: of its cubic patches.
+      fields: where the model is smaller than the published one, so that a contest is short.
+      batch: how many patches.
+      rate: of SGD, so high that a step changes parameters by far more than their rounding.
+    """
 
     name: str
     size: int
     fields: Mapping[str, Any] = {}
     batch: int = 1
+    rate: float = 1.0
 
 
-# Where fields are given, a model is smaller than the published one, so that a contest is short.
 ENTRIES = (
     Entry("unet", 64, {"features": (32, 64, 128, 256)}),
     Entry("resenc_unet_m", 32, {"features": (32, 64, 128, 256), "num_blocks": (1, 3, 4, 6)}),
-    Entry("mednext_s", 32),
+    Entry("mednext_s", 32, rate=0.1),
     Entry("residual_unet", 48),
-    Entry("resnet3d_18", 32, batch=2),
+    Entry("resnet3d_18", 32, batch=2, rate=0.1),
 )
 
 
@@ -84,39 +90,36 @@ def _train(entry: Entry) -> dict[str, Contender]:
     model, batch = _model(entry), _batch(entry)
     variables = _variables(model)
     return {
-        "biojax": _in_training(_our_step(model, variables, batch), batch),
-        "xla": _in_training(_plain_step(model, variables), batch),
-        **{f"torch {layout}": _torch_in_training(model, layout, batch) for layout in LAYOUTS},
+        "biojax": _in_training(_our_step(model, variables, batch, entry.rate), batch),
+        "xla": _in_training(_plain_step(model, variables, entry.rate), batch),
+        **{
+            f"torch {layout}": _torch_in_training(model, layout, batch, entry.rate)
+            for layout in LAYOUTS
+        },
     }
 
 
 class _Training(NamedTuple):
-    """A step from (state, batch) to the next state and the loss, and the state before the first."""
+    """A step from (state, batch) to the next state and metrics, and the state to start from."""
 
     step: Callable
     first: Any
     params_of: Callable[[Any], Any]
 
 
-def _our_step(model: nn.Module, variables: Any, batch: dict[str, Any]) -> _Training:
+def _our_step(model: nn.Module, variables: Any, batch: dict[str, Any], rate: float) -> _Training:
     """The public step of biojax."""
     task = (Classification if isinstance(model, ResNet3D) else Segmentation)(model, cross_entropy)
-    optimizer = optax.sgd(_RATE)
-    public = make_train_step(task, optimizer)
+    optimizer = optax.sgd(rate)
     state = create_state(task, optimizer, jax.random.key(0), batch).replace(
         params=variables["params"], batch_stats=variables.get("batch_stats", {})
     )
-
-    def step(state, batch):
-        state, metrics = public(state, batch)
-        return state, metrics["loss"]
-
-    return _Training(step, state, lambda state: state.params)
+    return _Training(make_train_step(task, optimizer), state, lambda state: state.params)
 
 
-def _plain_step(model: nn.Module, variables: Any) -> _Training:
+def _plain_step(model: nn.Module, variables: Any, rate: float) -> _Training:
     """The same without biojax: its kernels, its tasks, its training."""
-    optimizer = optax.sgd(_RATE)
+    optimizer = optax.sgd(rate)
 
     def loss_of(params, rest, batch):
         apply = functools.partial(plainly(model.apply), train=True, mutable=["batch_stats"])
@@ -128,7 +131,7 @@ def _plain_step(model: nn.Module, variables: Any) -> _Training:
         params, rest, opt_state = state
         (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(params, rest, batch)
         updates, opt_state = optimizer.update(gradient, opt_state)
-        return (optax.apply_updates(params, updates), rest, opt_state), loss
+        return (optax.apply_updates(params, updates), rest, opt_state), {"loss": loss}
 
     rest = {name: values for name, values in variables.items() if name != "params"}
     state = variables["params"], rest, optimizer.init(variables["params"])
@@ -143,20 +146,22 @@ def _in_training(training: _Training, batch: dict[str, Any]) -> Contender:
 
     def run():
         nonlocal state
-        state, loss = jax.block_until_ready(program(state, batch))
-        return loss
+        state, metrics = jax.block_until_ready(program(state, batch))
+        return metrics
 
     def result():
-        after, loss = program(jax.tree.map(jnp.copy, first), batch)
-        return [np.asarray(loss), *_changes(params_of(first), params_of(after))]
+        after, metrics = program(jax.tree.map(jnp.copy, first), batch)
+        return [np.asarray(metrics["loss"]), *_changes(params_of(first), params_of(after))]
 
     return Contender(run, result, seconds, choices_of(step, first, batch))
 
 
-def _torch_in_training(model: nn.Module, layout: str, batch: dict[str, Any]) -> Contender:
+def _torch_in_training(
+    model: nn.Module, layout: str, batch: dict[str, Any], rate: float
+) -> Contender:
     network = torch_network(model, layout)
     first = copy.deepcopy(network.state_dict())
-    run = torch_step(network, layout, batch, _RATE)
+    run = torch_step(network, layout, batch, rate)
 
     def result():
         network.load_state_dict(first)
