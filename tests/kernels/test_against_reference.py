@@ -39,7 +39,7 @@ REFERENCES = {
     "attention": attention_reference,
 }
 IMPLEMENTATIONS = {
-    "conv": ["xla", "planes", "winograd", "depthwise", "grouped", "pointwise", "fft"],
+    "conv": ["xla", "planes", "winograd", "patches", "depthwise", "grouped", "pointwise", "fft"],
     "conv_transpose": ["xla", "phases", "matmul"],
     "max_pool": ["xla", "tiles", "separable"],
     "avg_pool": ["xla", "tiles", "separable"],
@@ -130,6 +130,7 @@ def refuses(kernel: str, name: str, spec: Spec) -> bool:
         return "kernel_is_stride" not in spec.name and spec.name != "3d_flat"
     return {
         "planes": groups > 1,
+        "patches": groups > 1,
         "winograd": groups > 1
         or taps[:1] not in ([3], [5], [7])
         or np.ravel(spec.options.get("strides", 1))[0] > 1

@@ -185,6 +185,12 @@ IMPLEMENTATIONS = {
     "conv-planes-stacked": (conv, (8, 2, 3, 4, 2), (3, 3, 3, 2, 2), {"strides": (1, 2, 2)}),
     "conv-planes-summed": (conv, (8, 2, 3, 2, 17), (2, 3, 1, 17, 2), {}),
     "conv-winograd": (conv, (8, 5, 3, 3), (3, 2, 3, 2), {"implementation": "winograd"}),
+    "conv-patches": (
+        conv,
+        (8, 4, 3, 3),
+        (3, 2, 3, 2),
+        {"strides": (1, 2), "implementation": "patches"},
+    ),
     "conv-depthwise": (conv, (8, 3, 4, 3, 2), (3, 3, 3, 1, 2), {"feature_group_count": 2}),
     "conv-depthwise-large": (
         conv,
@@ -305,6 +311,9 @@ def test_only_gradients_that_are_wanted(argument, maps):
         (X[None, None, None], (1, 1, 1, 1, 3, 6, 2), {}, "one to three spatial axes"),
         (X, (3, 6, 2), {}, "Add a batch axis in front or a channel axis at the end"),
         (X, (3, 0, 6, 2), {}, "each k at least 1"),
+        (X[:, :0], (3, 3, 6, 2), {"padding": 4}, "nothing empty but the batch"),
+        (X[..., :0], (3, 3, 0, 2), {}, "nothing empty but the batch"),
+        (X, (3, 3, 6, 0), {}, "nothing empty but the batch"),
         (X, (3, 3, 4, 2), {}, "6 input channels and a kernel for 4 to 2"),
         (X, (3, 3, 3, 2), {}, r"kernel shape \(\*k, 6, f\).*mean feature_group_count=2\?"),
         (X, (3, 3, 3, 3), {}, r"Change the kernel, or the number of groups\.$"),

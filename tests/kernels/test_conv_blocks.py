@@ -23,6 +23,7 @@ CASES = {
     ),
     "winograd": (conv, (2, 7, 6, 5, 3), (3, 3, 3, 3, 4), {}),
     "winograd-cropping": (conv, (1, 13, 6, 5, 2), (5, 3, 3, 2, 2), {"padding": -1}),
+    "patches": (conv, (2, 5, 4, 6, 3), (3, 2, 3, 3, 4), {"strides": (1, 2, 1)}),
     "depthwise": (conv, (2, 5, 6, 7, 8), (3, 5, 5, 1, 8), {"feature_group_count": 8}),
     "depthwise-winograd": (conv, (2, 9, 6, 7, 8), (5, 5, 5, 1, 8), {"feature_group_count": 8}),
     "grouped": (conv, (2, 5, 6, 7, 6), (3, 2, 3, 2, 9), {"feature_group_count": 3}),

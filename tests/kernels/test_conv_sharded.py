@@ -89,6 +89,7 @@ CONVS = {
         (3, 3, 3, 1, 4),
         {"feature_group_count": 4, "strides": 2, "padding": 1},
     ),
+    "xla-multiplier": ("xla", VOLUME, (3, 3, 3, 1, 8), {"feature_group_count": 4}),
     "xla-groups": ("xla", VOLUME, (3, 3, 3, 2, 4), {"feature_group_count": 2}),
     "xla-groups-strided": (
         "xla",
@@ -265,12 +266,12 @@ def test_convolutions_over_explicit_axes(name):
         assert check(conv, shape, w, BATCH_AND_WIDTH, mesh, **options) == expected
 
 
-@pytest.mark.parametrize("name", ["phases", "xla"])
+@pytest.mark.parametrize("name", ["phases", "xla", "matmul"])
 def test_transposed_convolutions_over_explicit_axes(name):
     implementation, shape, w, options = TRANSPOSES[name]
     options = {**options, "implementation": implementation}
     mesh = mesh_of(2, 2, kind=AxisType.Explicit)
-    expected = {"all-reduce", "collective-permute"}
+    expected = {"all-reduce"} if name == "matmul" else {"all-reduce", "collective-permute"}
     assert check(conv_transpose, shape, w, BATCH_AND_WIDTH, mesh, **options) == expected
 
 

@@ -40,8 +40,8 @@ VOLUMES = [
 ]
 
 
-def place(tree, sizes, spec):
-    mesh = jax.make_mesh(sizes, ("a", "b", "c")[: len(sizes)], (AxisType.Auto,) * len(sizes))
+def place(tree, sizes, spec, kind=AxisType.Auto):
+    mesh = jax.make_mesh(sizes, ("a", "b", "c")[: len(sizes)], (kind,) * len(sizes))
     return jax.device_put(tree, NamedSharding(mesh, spec))
 
 
@@ -81,6 +81,31 @@ def test_networks(name, fields, layouts):
         for got, want in zip(*map(jax.tree.leaves, (results[1], gradients)), strict=True):
             np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, largest))
         assert collectives == {"all-reduce", "collective-permute"}
+
+
+def test_a_network_over_explicit_axes():
+    model = create_model("unet", out_channels=3, features=(4, 8), num_convs=1)
+    image = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 8, 1)), jnp.float32)
+    params = model.init(jax.random.key(0), image)
+
+    def step(params, image):
+        def loss(params):
+            logits = model.apply(params, image)
+            return jnp.mean(jnp.sin(logits)), logits
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    expected, _ = compiled(step, params, image)
+    sizes, spec = LAYOUTS["batch-width"]
+    arrays = (
+        place(params, sizes, P(), AxisType.Explicit),
+        place(image, sizes, spec, AxisType.Explicit),
+    )
+    results, collectives = compiled(step, *arrays)
+    for got, want in zip(*map(jax.tree.leaves, (results, expected)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+    assert collectives == {"all-reduce", "collective-permute"}
+    assert jax.typeof(results[0][1]).sharding.spec == P("a", None, None, "b", None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -10,6 +10,7 @@ from biojax.kernels.conv import (
     fft,
     grouped,
     matmul,
+    patches,
     phases,
     planes,
     pointwise,
@@ -35,6 +36,7 @@ _CONV = {
     "xla": xla.conv,
     "planes": planes.conv,
     "winograd": winograd.conv,
+    "patches": patches.conv,
     "depthwise": depthwise.conv,
     "grouped": grouped.conv,
     "pointwise": pointwise.conv,
@@ -76,9 +78,10 @@ def conv(
       feature_group_count: the number of groups g.
       precision: passed to every product, as in `jax.lax`.
       implementation: "xla", "planes" (2-D convolutions over the depth), "winograd" (the same
-        with fewer products, for 3, 5 or 7 taps along the first axis), "depthwise", "grouped",
-        "pointwise" (one tap), "fft" (hundreds of taps), or None to choose. All but "xla" are meant
-        for the CPU; these, and "xla" in groups of several channels, differentiate in reverse only.
+        with fewer products, for 3, 5 or 7 taps along the first axis), "patches" (one product, for
+        few pixels), "depthwise", "grouped", "pointwise" (one tap), "fft" (hundreds of taps), or
+        None to choose. All but "xla" are meant for the CPU; these, and "xla" in groups of several
+        inputs or outputs, differentiate in reverse only.
 
     Returns:
       (b, *out, f), of x's dtype. Sums are held in at least float32. Where x holds Inf or NaN,
@@ -86,8 +89,9 @@ def conv(
       to outputs nearby, and in groups nearby, that do not see them.
 
     Raises:
-      ShapeError: x and w differ in rank or dtype, or are not floating; channels and groups do not
-        match; the kernel is larger than the padded image; an option is not one per axis.
+      ShapeError: x and w differ in rank or dtype, are not floating, or are empty but for the batch;
+        channels and groups do not match; the kernel is larger than the padded image; an option is
+        not one per axis.
       ConfigError: there is no implementation of that name.
       UnsupportedError: the named implementation cannot do this.
 
@@ -175,12 +179,12 @@ def conv_transpose(
 def _check(where: str, x: Array, w: Array, groups: int) -> int:
     """The number of spatial axes, once x and w are known to fit."""
     rank = x.ndim - 2
-    if not 1 <= rank <= 3 or w.ndim != x.ndim or min(w.shape[:-2]) < 1:
+    if not 1 <= rank <= 3 or w.ndim != x.ndim or 0 in (*x.shape[1:], *w.shape):
         raise ShapeError(
             where,
             f"x of shape {x.shape} and a kernel of shape {w.shape}",
             "x (b, *spatial, c) and a kernel (*k, c, f) with the same one to three spatial axes, "
-            "each k at least 1",
+            "each k at least 1, and nothing empty but the batch",
             "Add a batch axis in front or a channel axis at the end",
         )
     channels, per_group = x.shape[-1], w.shape[-2]

@@ -45,6 +45,8 @@ class Method(NamedTuple):
       gradient_scratch: the same for `gradient`.
       tile: the depth of a block is a multiple of this.
       apart: as in `map_blocks`.
+      rows: (kernel's shape, columns of the output) to the most rows of a block in `forward` without
+        strides; None for any.
     """
 
     prepare: Callable[[Array], Array]
@@ -54,6 +56,7 @@ class Method(NamedTuple):
     gradient_scratch: Callable[[tuple[int, ...], int], int]
     tile: int = 1
     apart: bool = False
+    rows: Callable[[tuple[int, ...], int], int | None] = lambda kernel, columns: None
 
 
 def conv(method: Method, x: Array, w: Array, geometry: Geometry, first: int = 1) -> Array:
@@ -82,7 +85,7 @@ def _maps(method: Method) -> bilinear.Maps:
 
 def _convolve(method: Method, x: Array, w: Array, geometry: Geometry) -> Array:
     wide = accumulator(x.dtype)
-    cuts, out = _cuts(method, method.scratch, x, w.shape, geometry)
+    cuts, out = _cuts(method, method.scratch, x, w.shape, geometry, method.rows)
     inner = _inner(geometry, cuts)
     prepared = method.prepare(w.astype(wide))
 
@@ -106,11 +109,20 @@ def _transposed(
     extent = [b + 1 + max(p.ahead for p in axis) for b, axis in zip(before, axes, strict=True)]
     coarse = [-(-n // s) for n, s in zip(spatial, strides, strict=True)]
     mirrored = adjoint(w.astype(wide), geometry.groups)
-    held = method.scratch(mirrored.shape, coarse[2]) + _widened(y, mirrored.shape, (1, 1, 1))
+    held = method.scratch(mirrored.shape, coarse[2]) or _widened(y, mirrored.shape, (1, 1, 1))
     if max(strides) > 1:
         held += 2 * math.prod(strides) * mirrored.shape[-1]
     out, size = (y.shape[0], *coarse), wide.itemsize
-    cuts = plan(out, (1, 1), extent[:2], before[:2], held * size, w.size * size, method.tile)
+    cuts = plan(
+        out,
+        (1, 1),
+        extent[:2],
+        before[:2],
+        held * size,
+        w.size * size,
+        method.tile,
+        method.rows(mirrored.shape, coarse[2]),
+    )
 
     def phases(window: Array, group: Sequence[Sequence["_Phase"]]) -> list[Array]:
         """One of every `strides` outputs along each axis, for phases that see the same pixels."""
@@ -233,7 +245,12 @@ def _interleaved(parts: Sequence[Array], strides: tuple[int, ...]) -> Array:
 
 
 def _cuts(
-    method: Method, scratch: Callable, x: Array, w: tuple[int, ...], geometry: Geometry
+    method: Method,
+    scratch: Callable,
+    x: Array,
+    w: tuple[int, ...],
+    geometry: Geometry,
+    rows: Callable = lambda kernel, columns: None,
 ) -> tuple[list[Cut], tuple[int, ...]]:
     """The blocks of a convolution, and the shape of its output."""
     extent = dilated(w[:-2], geometry.dilation)
@@ -241,9 +258,10 @@ def _cuts(
     out = (x.shape[0], *(out_size(*each) for each in sizes))
     before = [pad[0] for pad in geometry.pads[:2]]
     size = accumulator(x.dtype).itemsize
-    held = (scratch(w, out[-1]) + _widened(x, w, geometry.strides)) * size
+    held = (scratch(w, out[-1]) or _widened(x, w, geometry.strides)) * size
     weights = math.prod(w) * size
-    cuts = plan(out, geometry.strides[:2], extent[:2], before, held, weights, method.tile)
+    most = rows(w, out[-1]) if max(geometry.strides) == 1 else None
+    cuts = plan(out, geometry.strides[:2], extent[:2], before, held, weights, method.tile, most)
     return cuts, (*out, w[-1])
 
 

@@ -54,6 +54,7 @@ def plan(
     scratch: int,
     weights: int,
     tile: int = 1,
+    rows: int | None = None,
 ) -> list[Cut]:
     """Cut batch, depth and height into blocks of `BLOCK_BYTES` at most.
 
@@ -67,12 +68,13 @@ def plan(
       scratch: bytes held for each output; with none, there is one block.
       weights: bytes of the weights.
       tile: the depth of a block is a multiple of this.
+      rows: the most rows of a block; None for as many as there are, before it gets any deeper.
     """
     b, d, h, w = out
     fits = max(1, max(BLOCK_BYTES, 3 * weights // 2) // max(1, scratch * w))  # rows of outputs
     tiles = -(-d // tile)
-    height = _part(h, fits // tile)
-    depth = tile * (_part(tiles, fits // (tile * h)) if height == h else 1)
+    height = _part(h, min(fits // tile, rows or h))
+    depth = tile * (_part(tiles, fits // (tile * height)) if rows or height == h else 1)
     batch = _part(b, fits // (h * depth)) if depth >= d and height == h else 1
     cuts = [Cut(max(1, -(-b // batch)), batch, batch, batch)]
     for n, size, stride, e, pad in zip(
@@ -99,7 +101,14 @@ def map_blocks(
       apart: whether a block is to be whole before it is written. The compiler would fuse a sum of
         shifted images with its writing, and run both on one core.
     """
-    block = jax.eval_shape(lambda x: compute(_window(x, cuts, 0)), x)
+    if _count(cuts) == 1:
+        y = compute(_window(x, cuts, 0))
+        return y if y.shape == out.shape else y[tuple(slice(n) for n in out.shape)]
+
+    def in_bits(window: Array) -> Array:
+        return _bits(compute(_floats(window, x.dtype)))
+
+    block = jax.eval_shape(lambda x: in_bits(_bits(_window(x, cuts, 0))), x)
     shape = (
         tuple(cut.parts * n for cut, n in zip(cuts, block.shape, strict=False)) + block.shape[3:]
     )
@@ -110,14 +119,11 @@ def map_blocks(
     def step(y: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
         at = [k * n for k, n in zip(_position(cuts, i), block.shape, strict=False)]
         # Nothing is fused across a branch, and the compiler does not see that it is always taken.
-        part = lax.cond(i >= 0, compute, empty, *windows) if apart else compute(*windows)
+        part = lax.cond(i >= 0, in_bits, empty, *windows) if apart else in_bits(*windows)
         return lax.dynamic_update_slice(y, part, (*at, 0, 0))
 
-    if _count(cuts) == 1:
-        y = compute(_window(x, cuts, 0))
-    else:
-        y = _over_blocks(step, jnp.zeros(shape, out.dtype), [x], [cuts])
-    return y if y.shape == out.shape else y[tuple(slice(n) for n in out.shape)]
+    y = _over_blocks(step, jnp.zeros(shape, block.dtype), [x], [cuts])
+    return _floats(y[tuple(slice(n) for n in out.shape)], out.dtype)
 
 
 def sum_blocks(
@@ -139,9 +145,11 @@ def sum_blocks(
     )
 
     def step(total: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
-        return total + compute(*windows)
+        x_bits, dy_bits = windows
+        return total + compute(_floats(x_bits, x.dtype), _floats(dy_bits, dy.dtype))
 
-    return _over_blocks(step, jnp.zeros(part.shape, part.dtype), [x, dy], [cuts, outputs], after)
+    state = jnp.zeros(part.shape, part.dtype)
+    return _over_blocks(step, state, [x, dy], [cuts, outputs], after)
 
 
 def _over_blocks(
@@ -159,7 +167,7 @@ def _over_blocks(
     count = _count(cuts[0])
 
     def read(i: Array | int) -> tuple[Array, ...]:
-        return tuple(_window(array, cut, i) for array, cut in zip(arrays, cuts, strict=True))
+        return tuple(_read(array, cut, i) for array, cut in zip(arrays, cuts, strict=True))
 
     def body(carry, i):
         state, windows = carry
@@ -172,9 +180,31 @@ def _over_blocks(
     return lax.scan(body, (state, read(first)), jnp.arange(count))[0][0]
 
 
+def _bits(x: Array) -> Array:
+    """Floats of 16 bits as integers: the compiler would widen them whole, before the loop."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def _floats(x: Array, dtype: jnp.dtype) -> Array:
+    return lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
+
+
+def _read(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:
+    if x.dtype.itemsize > 2:
+        return _window(x, cuts, i)
+    window = jax.eval_shape(lambda x: _bits(_window(x, cuts, 0)), x)
+    # In a branch, or the compiler would take the bits of the whole image before the loop.
+    return lax.cond(
+        jnp.asarray(i) >= 0,
+        lambda x: _window(_bits(x), cuts, i),
+        lambda x: varying(jnp.zeros(window.shape, window.dtype), x),
+        x,
+    )
+
+
 def _zero_after(array: Array) -> Array:
     """Zero, which the compiler cannot know before the array is there."""
-    return (jnp.abs(jnp.ravel(array)[:1].sum()) < -1).astype(jnp.int32)
+    return (jnp.abs(jnp.ravel(array)[:1].sum().astype(jnp.float32)) < -1).astype(jnp.int32)
 
 
 def varying(value: Array, *arrays: Array) -> Array:

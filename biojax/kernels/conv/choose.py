@@ -34,7 +34,12 @@ def _is_large(w: Array, geometry: Geometry) -> bool:
 
 def _products(x: Array, w: Array, geometry: Geometry) -> int:
     """Multiply-adds for one tap of the kernel."""
-    return math.prod(x.shape[:-1]) * w.shape[-2] * w.shape[-1] // math.prod(geometry.strides)
+    return _pixels(x, geometry) * w.shape[-2] * w.shape[-1]
+
+
+def _pixels(x: Array, geometry: Geometry) -> int:
+    """Outputs, about."""
+    return math.prod(x.shape[:-1]) // math.prod(geometry.strides)
 
 
 _CONV = [
@@ -47,6 +52,11 @@ _CONV = [
     ),
     _Row("grouped", lambda x, w, g: g.groups > 1, "groups merged to fill vectors, on CPU"),
     _Row("xla", lambda x, w, g: x.ndim == 3, "1-D"),
+    _Row(
+        "patches",
+        lambda x, w, g: w.size >= 2**17 and _pixels(x, g) <= 256,
+        "few pixels and many channels: one product, on CPU",
+    ),
     _Row(
         "xla",
         lambda x, w, g: x.ndim == 4 and _products(x, w, g) < 2**25,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.geometry import Geometry
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -34,6 +35,10 @@ def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
             "kernel equal to strides, no dilation, one group, padding 'SAME' or 'VALID'",
             "Use implementation='xla', or None to choose",
         )
+    return left_to_compiler(lambda x, w: _blocks(x, w, geometry), x, w)
+
+
+def _blocks(x: Array, w: Array, geometry: Geometry) -> Array:
     b, *spatial, c = x.shape
     rank, kernel, f = len(spatial), w.shape[:-2], w.shape[-1]
     flipped = jnp.flip(w, range(rank))

@@ -29,7 +29,7 @@ from biojax.errors import UnsupportedError
 from biojax.kernels.conv import blocked
 from biojax.kernels.conv.blocked import Method
 from biojax.kernels.conv.geometry import Geometry
-from biojax.kernels.conv.planes import plane_conv, plane_gradient
+from biojax.kernels.conv.planes import few_rows, plane_conv, plane_gradient
 from biojax.typing import Array
 
 __all__ = ["combined", "conv", "fits", "matrices", "points"]
@@ -111,7 +111,7 @@ def _method(taps: int) -> Method:
         _, kh, kw, c, f = kernel
         return len(b) * (c + f) // outputs + kw * c + kh * f
 
-    return Method(prepare, forward, gradient, scratch, scratch, outputs)
+    return Method(prepare, forward, gradient, scratch, scratch, outputs, rows=few_rows)
 
 
 _METHODS = {taps: _method(taps) for taps in TILES}

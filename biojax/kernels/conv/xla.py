@@ -1,8 +1,8 @@
 """XLA's own convolution: the best there is on GPU and TPU.
 
-Its partitioner shares it over devices. But it gathers images in groups of several channels, and for
-the weights' gradient of a transposed convolution with strides (jaxlib 0.10.2). So these two are
-shared as `bilinear` says, and differentiate in reverse only.
+Its partitioner shares it over devices. But it gathers images in groups of several inputs or
+outputs, and for the weights' gradient of a transposed convolution with strides (jaxlib 0.10.2). So
+these two are shared as `bilinear` says, and differentiate in reverse only.
 """
 
 from functools import partial
@@ -57,7 +57,7 @@ def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
 
 
 def _in_groups(w: Array, geometry: Geometry) -> bool:
-    return geometry.groups > 1 and w.shape[-2] > 1
+    return geometry.groups > 1 and (w.shape[-2] > 1 or w.shape[-1] > geometry.groups)
 
 
 def _conv(x: Array, w: Array, geometry: Geometry) -> Array:
