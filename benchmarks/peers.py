@@ -27,7 +27,7 @@ from benchmarks.peer_models import model_contests
 from benchmarks.ratios import draw_ratios
 from biojax.bench.machine import count_cores, describe_machine
 from biojax.bench.report import markdown, milliseconds, write_text
-from biojax.errors import BiojaxError, ConfigError, nearest, require
+from biojax.errors import BiojaxError, ConfigError, DataError, nearest, require
 from biojax.io.atomic import make_folder, replacing
 
 __all__ = ["main", "table"]
@@ -104,18 +104,29 @@ def _run(options: argparse.Namespace) -> None:
     head = f"{date}; {where['machine']}; {where['versions']}, torch {versions['torch']}"
     print(f"{head}; JAX on {cores} cores, PyTorch on {options.threads} threads\n")
     results: list[Result] = []
+    differing: list[DataError] = []
     for i, contest in enumerate(contests, 1):
         print(f"[{i}/{len(contests)}] {contest.name}/{contest.mode}", end="  ", flush=True)
-        results.append(
-            hold(contest, budget=options.seconds, at_most=options.rounds, pause=options.pause)
-        )
+        try:
+            results.append(
+                hold(contest, budget=options.seconds, at_most=options.rounds, pause=options.pause)
+            )
+        except DataError as error:  # the others can still be compared
+            differing.append(error)
+            print(error, flush=True)
+            continue
         print("  ".join(_row(results[-1])[2:]), flush=True)
         with replacing(folder / "peers.jsonl", overwrite=True) as temporary:
             temporary.write_text("".join(f"{each.to_json(where)}\n" for each in results))
-    text = f"{table(results)}\n\n{summary(results)}\n"
+    if differing and not results:
+        raise differing[0]
+    missing = "".join(f"\nNot timed: {error}\n" for error in differing)
+    text = f"{table(results)}\n\n{summary(results)}\n{missing}"
     write_text(folder / "peers.md", f"{head}\n\n{text}")
     draw_ratios(folder / "peers.jsonl", folder / "peers.png")
     print(f"\n{text}")
+    if differing:
+        raise differing[0]
 
 
 def _select(pattern: str) -> list[Contest]:
