@@ -85,9 +85,9 @@ def _windows(x, window, *, strides=None, padding="VALID"):
     return window, strides, [(padding, padding)] * rank if isinstance(padding, int) else padding
 
 
-def _resize(x, size):
+def _resize(x, size, *, method="linear"):
     shape = (x.shape[0], *per_axis("resize", "size", size, x.ndim - 2), x.shape[-1])
-    return jax.image.resize(x, shape, "linear", antialias=False)
+    return jax.image.resize(x, shape, method, antialias=False)
 
 
 def _instance_norm(x, scale=None, bias=None, **options):

@@ -24,7 +24,7 @@ def torch_kernels(
 ) -> dict[str, Contender]:
     """A contender for each layout: contiguous and, where there are images, channels last.
 
-    None for `linear_scan`, resampling and normalisation, and none in bfloat16.
+    None for `linear_scan`, and none in bfloat16.
 
     Args:
       kernel, spec, mode: what is to be done.
@@ -65,6 +65,26 @@ def _pool(name, more, torch, options, x):
     return functools.partial(function, x, window, **where, **more), [x]
 
 
+def _resize(torch, options, x):
+    mode = ("linear", "bilinear", "trilinear")[x.ndim - 3]
+    if options.get("method") == "nearest":
+        mode = "nearest-exact"
+    function = torch.nn.functional.interpolate  # with align_corners=False
+    return functools.partial(function, x, options["size"], mode=mode), [x]
+
+
+def _norm(name, more, torch, options, x, scale, bias):
+    function = getattr(torch.nn.functional, name)
+    run = functools.partial(function, x, weight=scale, bias=bias, **more, **options)
+    return run, [x, scale, bias]
+
+
+def _layer_norm(torch, options, x, scale, bias):
+    # The epsilon is ours, and the channels are last, as PyTorch wants them here.
+    more = {"normalized_shape": scale.shape, "eps": 1e-6}
+    return _norm("layer_norm", more, torch, options, x, scale, bias)
+
+
 def _cell(name, torch, options, x, w_x, w_h, bias, *states):
     cell = getattr(torch.nn, name)(x.shape[-1], w_h.shape[1], batch_first=True)
     cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0 = map(
@@ -98,6 +118,7 @@ class _Peer(NamedTuple):
     outputs: Sequence[str]
 
 
+_NORM = (("image", "same", "same"), ("image",))
 _CELL = ("same", "matrix", "matrix", "same", "state")
 _PEERS: dict[str, _Peer] = {
     "conv": _Peer(_conv, ("image", "kernel"), ("image",)),
@@ -107,6 +128,16 @@ _PEERS: dict[str, _Peer] = {
         functools.partial(_pool, "avg_pool", {"count_include_pad": False}),
         ("image",),
         ("image",),
+    ),
+    "resize": _Peer(_resize, ("image",), ("image",)),
+    "instance_norm": _Peer(functools.partial(_norm, "instance_norm", {}), *_NORM),
+    "group_norm": _Peer(functools.partial(_norm, "group_norm", {}), *_NORM),
+    "layer_norm": _Peer(_layer_norm, ("same",) * 3, ("same",)),
+    "batch_norm": _Peer(
+        functools.partial(
+            _norm, "batch_norm", {"running_mean": None, "running_var": None, "training": True}
+        ),
+        *_NORM,
     ),
     "rnn": _Peer(functools.partial(_cell, "RNN"), _CELL, ("same", "state")),
     "lstm": _Peer(functools.partial(_cell, "LSTM"), (*_CELL, "state"), ("same", "state", "state")),

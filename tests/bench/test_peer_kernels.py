@@ -23,7 +23,12 @@ SMALL = {
         Spec("2d", ((1, 4, 6, 3),), {"window": 2}),
         Spec("pads", ((1, 4, 6, 4, 3),), {"window": 3, "strides": 2, "padding": 1}),
     ],
-    "resize": [Spec("larger", ((1, 2, 3, 3),), {"size": 4})],
+    "resize": [
+        Spec("1d", ((2, 5, 3),), {"size": 7}),
+        Spec("2d", ((1, 2, 3, 3),), {"size": 4}),
+        Spec("3d", ((1, 2, 5, 4, 3),), {"size": (4, 3, 2)}),
+        Spec("nearest", ((1, 2, 5, 4, 3),), {"size": (4, 3, 2), "method": "nearest"}),
+    ],
     "instance_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
     "group_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)), {"num_groups": 3})],
     "layer_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
@@ -82,8 +87,7 @@ def test_there_is_a_contest_for_every_large_shape():
 def test_pytorch_gives_the_same(kernel, spec, mode):
     pytest.importorskip("torch", reason="torch is not installed")
     contenders = _prepare(kernel, spec, mode)
-    alone = kernel in ("linear_scan", "resize") or kernel.endswith("_norm")
-    assert (len(contenders) == 2) == alone
+    assert (len(contenders) == 2) == (kernel == "linear_scan")
     assert contenders["biojax"].choices[0].startswith(f"{kernel}: ")
     assert contenders["xla"].choices == ()
     assert min(contenders[name].compile_seconds for name in ("biojax", "xla")) > 0
