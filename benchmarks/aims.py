@@ -14,17 +14,19 @@ __all__ = ["AIMS", "Aim", "summary"]
 class Aim(NamedTuple):
     """A bar for something that each contest measures.
 
-    Attributes:
+    Args:
       title: what is measured.
       over: `min` and `geometric_mean` of what should be large, or `max` of what should be small.
       bar: what that should reach.
       measure: of one contest; None where the aim is not about it.
+      together: float32 and bfloat16 count as one; otherwise each has to reach the bar.
     """
 
     title: str
     over: Callable[[Iterable[float]], float]
     bar: float
     measure: Callable[[Result], float | None]
+    together: bool = False
 
     def reached(self, value: float) -> bool:
         """Whether a value is on the right side of the bar."""
@@ -63,6 +65,10 @@ def _is_conv_3d(result: Result) -> bool:
     return result.name.startswith(("conv/3d", "conv_transpose/3d"))
 
 
+def _is_kernel_3d(result: Result) -> bool:
+    return _is_kernel(result) and result.name.partition("/")[2].startswith("3d")
+
+
 def _is_unet_step(result: Result) -> bool:
     return result.name.startswith("unet/") and result.mode == "train"
 
@@ -70,6 +76,13 @@ def _is_unet_step(result: Result) -> bool:
 AIMS = (
     Aim("XLA / biojax, each case", min, 0.95, _ratio("xla", _any)),
     Aim("XLA / biojax, mean of 3-D convolutions", geometric_mean, 2.5, _ratio("xla", _is_conv_3d)),
+    Aim(
+        "XLA / biojax, mean of all 3-D shapes, both dtypes",
+        geometric_mean,
+        2.5,
+        _ratio("xla", _is_kernel_3d),
+        together=True,
+    ),
     Aim("PyTorch / biojax, each case", min, 0.6, _ratio("torch", _any)),
     Aim("PyTorch / biojax, mean of all", geometric_mean, 1.0, _ratio("torch", _any)),
     Aim("PyTorch / biojax, mean of convolutions", geometric_mean, 1.0, _ratio("torch", _is_conv)),
@@ -80,21 +93,19 @@ AIMS = (
 
 
 def summary(results: Sequence[Result], aims: Sequence[Aim] = AIMS) -> str:
-    """A Markdown table: each aim in each dtype, forward and with gradients apart.
+    """A Markdown table: each aim, forward and with gradients apart, and each dtype apart.
 
-    Means are geometric. Beside what is missed stand the cases beyond the bar, the farthest first,
-    and by how much.
+    An aim that puts dtypes together has one row for both. Means are geometric. Beside what is
+    missed stand the cases beyond the bar, the farthest first, and by how much.
     """
     rows = []
     for aim in aims:
-        for kind in dict.fromkeys((r.dtype, _how(r)) for r in results):
-            values = {
-                f"{r.name}": value
-                for r in results
-                if (r.dtype, _how(r)) == kind and (value := aim.measure(r)) is not None
-            }
-            if values:
-                rows.append(_row(aim, kind, values))
+        measured: dict[tuple[str, str], dict[str, float]] = {}
+        for result in results:
+            if (value := aim.measure(result)) is not None:
+                kind = ("both" if aim.together else result.dtype, _how(result))
+                measured.setdefault(kind, {})[result.name] = value
+        rows += [_row(aim, kind, values) for kind, values in measured.items()]
     head = ("aim", "dtype", "mode", "cases", "bar", "measured", "reached", "beyond the bar")
     return "\n".join(markdown(head, rows))
 

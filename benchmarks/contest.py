@@ -34,7 +34,7 @@ _LONG_ROUND = 60.0
 class Contender(NamedTuple):
     """One way to do it.
 
-    Attributes:
+    Args:
       run: does it, and returns when it is done.
       result: does it from the start that all have in common, and returns every output and
         gradient, channels last.

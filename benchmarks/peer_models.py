@@ -32,7 +32,7 @@ __all__ = ["ENTRIES", "Entry", "model_contests"]
 class Entry(NamedTuple):
     """A model of two classes.
 
-    Attributes:
+    Args:
       name: as in `biojax.models.create_model`.
       size: of its cubic patches.
       fields: where the model is smaller than the published one, so that a contest is short.

@@ -22,6 +22,8 @@ def test_what_is_reached():
         "| XLA / biojax, each case | float32 | forward | 1 | at least 0.95 | 3.00 | yes | - |",
         "| XLA / biojax, mean of 3-D convolutions | float32 | forward | 1 | at least 2.5 | 3.00 "
         "| yes | - |",
+        "| XLA / biojax, mean of all 3-D shapes, both dtypes | both | forward | 1 | at least 2.5 "
+        "| 3.00 | yes | - |",
         "| PyTorch / biojax, each case | float32 | forward | 1 | at least 0.6 | 2.00 | yes | - |",
         "| PyTorch / biojax, mean of all | float32 | forward | 1 | at least 1 | 2.00 | yes | - |",
         "| PyTorch / biojax, mean of convolutions | float32 | forward | 1 | at least 1 | 2.00 "
@@ -54,6 +56,21 @@ def test_a_mean_is_geometric_and_missed_as_a_whole():
         if "mean of 3-D" in row
     ]
     assert row.endswith("| 2 | at least 2.5 | 2.00 | no (-0.50) | conv/3d_a 1.00 (-1.50) |")
+
+
+def test_all_shapes_in_three_dimensions_count_together():
+    found = rows(
+        result("conv/3d_a", xla=2.0),
+        result("conv/3d_a", "both", xla=5.0),
+        result("conv/3d_a_bfloat16", dtype="bfloat16", xla=16.0),
+        result("layer_norm/3d_b", xla=0.5),
+        result("conv/2d_c", xla=9.0),
+        result("unet/patch_64", xla=9.0),
+    )
+    assert [row.partition("both dtypes ")[2] for row in found if "both dtypes" in row] == [
+        "| both | forward | 3 | at least 2.5 | 2.52 | yes | - |",
+        "| both | with gradients | 1 | at least 2.5 | 5.00 | yes | - |",
+    ]
 
 
 def test_the_unet_and_compilation():
