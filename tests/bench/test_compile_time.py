@@ -10,13 +10,8 @@ from biojax.bench.case import in_mode
 from biojax.bench.kernels import call
 from biojax.kernels.specs import LARGE
 
-SLOW = {
-    "conv-3d_48_depthwise_5_bfloat16-both": pytest.mark.xfail(reason="takes seven seconds"),
-}
 CASES = [
-    pytest.param(
-        kernel, spec, mode, id=(name := f"{kernel}-{spec.name}-{mode}"), marks=SLOW.get(name, ())
-    )
+    pytest.param(kernel, spec, mode, id=f"{kernel}-{spec.name}-{mode}")
     for kernel in ("conv", "conv_transpose")
     for spec in LARGE[kernel]
     for mode in ("forward", "both")

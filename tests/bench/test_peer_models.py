@@ -33,15 +33,10 @@ SMALL = [
     Entry("residual_unet", 8, {"features": (2, 4), "num_convs": 1}),
     Entry("resnet3d_18", 20, {"features": (2, 2, 4, 4), "num_blocks": (1,) * 4}, 2, rate=0.1),
 ]
-# Code that runs once: optimising it would take far longer than running it.
-COMPILE_QUICKLY: dict = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 @pytest.mark.parametrize("name", PLANE)
-def test_a_plain_model_is_the_same_without_our_kernels(name):
+def test_a_plain_model_is_the_same_without_our_kernels(name, quickly):
     model = create_model(name, spatial_dims=2, **PLANE[name])
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 1), np.float32))
     variables = initialise(model, x)
@@ -54,8 +49,8 @@ def test_a_plain_model_is_the_same_without_our_kernels(name):
     assert kernels.explain(apply, variables, x)  # they are back in their places
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        jax.jit(apply, compiler_options=COMPILE_QUICKLY)(variables, x),
-        jax.jit(plain, compiler_options=COMPILE_QUICKLY)(variables, x),
+        jax.jit(apply, compiler_options=quickly)(variables, x),
+        jax.jit(plain, compiler_options=quickly)(variables, x),
     )
 
 
