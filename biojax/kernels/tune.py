@@ -50,7 +50,7 @@ def tune(
     >>> from biojax.kernels import conv
     >>> row = tune(conv, jnp.ones((1, 5, 3, 2)), jnp.ones((1, 1, 2, 2)), budget=0.0)
     >>> sorted(row.seconds)
-    ['fft', 'grouped', 'planes', 'pointwise', 'xla']
+    ['fft', 'grouped', 'patches', 'planes', 'pointwise', 'xla']
     """
     path = path or os.environ.get(measured.VARIABLE)
     rows = measured.read(path) if path and Path(path).exists() else []

@@ -93,11 +93,11 @@ def scatters() -> Callable:
 def memory() -> Callable:
     """Bytes beside arguments and results: of kernel(*arrays), and of its gradients."""
 
-    def measure(kernel: Callable, *shapes: tuple[int, ...]) -> list[int]:
+    def measure(kernel: Callable, *shapes: tuple[int, ...], dtype=jnp.float32) -> list[int]:
         def gradients(dy, *arrays):
             return jax.vjp(kernel, *arrays)[1](dy)
 
-        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
         steps = (kernel, arrays), (gradients, [jax.eval_shape(kernel, *arrays), *arrays])
         found = [jax.jit(f).lower(*given).compile().memory_analysis() for f, given in steps]
         return [each.temp_size_in_bytes for each in found if each is not None]

@@ -71,8 +71,8 @@ def test_explain_says_what_and_why():
             max_pool,
             (X3, 2),
             {"strides": (1, 2, 2)},
-            "taps",
-            "the gradient is a sum over taps, on CPU",
+            "separable",
+            "one axis at a time, on CPU",
         ),
     ],
 )

@@ -53,7 +53,13 @@ def test_labels_have_no_gradient_to_measure():
 
 def test_measures_what_can_do_the_call():
     row = tune(conv, X, W, strides=2, budget=0.0)
-    assert set(row.seconds) == {"xla", "planes", "grouped", "fft"}  # Winograd's has no stride
+    assert set(row.seconds) == {
+        "xla",
+        "planes",
+        "patches",
+        "grouped",
+        "fft",
+    }  # Winograd's has no stride
     assert all(forward > 0 and both > 0 for forward, both in row.seconds.values())
     assert row.implementation == min(row.seconds, key=lambda name: row.seconds[name][1])
     assert row.call.startswith("conv(float32[1,6,5,3], float32[3,3,3,2], Geometry(strides=(2, 2),")

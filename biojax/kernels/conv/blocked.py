@@ -40,20 +40,20 @@ class Method(NamedTuple):
         along the depth, and along the height where that is cut; the geometry's pads are the others.
       gradient: (window, gradient of the outputs, kernel's shape, geometry) to the gradient of the
         prepared kernel.
-      scratch: (kernel's shape, columns of the output) to the numbers that `forward` holds on the
-        way for each output pixel; without any the image is one block.
+      scratch: (kernel's shape, columns of the output, strides) to the numbers that `forward` holds
+        on the way for each output pixel; without any the image is one block.
       gradient_scratch: the same for `gradient`.
       tile: the depth of a block is a multiple of this.
       apart: as in `map_blocks`.
-      rows: (kernel's shape, columns of the output) to the most rows of a block in `forward` without
-        strides; None for any.
+      rows: (kernel's shape, columns of the output) to the most rows of a block in `forward`, where
+        outputs are as far apart as pixels; None for any.
     """
 
     prepare: Callable[[Array], Array]
     forward: Callable[[Array, Array, Geometry], Array]
     gradient: Callable[[Array, Array, tuple[int, ...], Geometry], Array]
-    scratch: Callable[[tuple[int, ...], int], int]
-    gradient_scratch: Callable[[tuple[int, ...], int], int]
+    scratch: Callable[[tuple[int, ...], int, tuple[int, ...]], int]
+    gradient_scratch: Callable[[tuple[int, ...], int, tuple[int, ...]], int]
     tile: int = 1
     apart: bool = False
     rows: Callable[[tuple[int, ...], int], int | None] = lambda kernel, columns: None
@@ -109,7 +109,9 @@ def _transposed(
     extent = [b + 1 + max(p.ahead for p in axis) for b, axis in zip(before, axes, strict=True)]
     coarse = [-(-n // s) for n, s in zip(spatial, strides, strict=True)]
     mirrored = adjoint(w.astype(wide), geometry.groups)
-    held = method.scratch(mirrored.shape, coarse[2]) or _widened(y, mirrored.shape, (1, 1, 1))
+    held = method.scratch(mirrored.shape, coarse[2], (1, 1, 1)) or _widened(
+        y, mirrored.shape, (1, 1, 1)
+    )
     if max(strides) > 1:
         held += 2 * math.prod(strides) * mirrored.shape[-1]
     out, size = (y.shape[0], *coarse), wide.itemsize
@@ -127,7 +129,8 @@ def _transposed(
     def phases(window: Array, group: Sequence[Sequence["_Phase"]]) -> list[Array]:
         """One of every `strides` outputs along each axis, for phases that see the same pixels."""
         at = group[0]
-        if any(p.taps == 0 for p in at):
+        beyond = (p.ahead - p.span >= n for p, n in zip(at, y.shape[1:4], strict=True))
+        if any(p.taps == 0 for p in at) or any(beyond):
             zeros = jnp.zeros((*(cut.size for cut in cuts), coarse[2], mirrored.shape[-1]), wide)
             return [zeros] * len(group)
         pads = [(0, 0)] * 3
@@ -258,7 +261,7 @@ def _cuts(
     out = (x.shape[0], *(out_size(*each) for each in sizes))
     before = [pad[0] for pad in geometry.pads[:2]]
     size = accumulator(x.dtype).itemsize
-    held = (scratch(w, out[-1]) or _widened(x, w, geometry.strides)) * size
+    held = (scratch(w, out[-1], geometry.strides) or _widened(x, w, geometry.strides)) * size
     weights = math.prod(w) * size
     most = rows(w, out[-1]) if max(geometry.strides) == 1 else None
     cuts = plan(out, geometry.strides[:2], extent[:2], before, held, weights, method.tile, most)

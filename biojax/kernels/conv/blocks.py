@@ -58,7 +58,7 @@ def plan(
 ) -> list[Cut]:
     """Cut batch, depth and height into blocks of `BLOCK_BYTES` at most.
 
-    Larger weights allow larger blocks, for every block reads them once.
+    Larger weights allow blocks up to twice as large, for every block reads them once.
 
     Args:
       out: sizes (b, d, h, w) of the output.
@@ -68,13 +68,16 @@ def plan(
       scratch: bytes held for each output; with none, there is one block.
       weights: bytes of the weights.
       tile: the depth of a block is a multiple of this.
-      rows: the most rows of a block; None for as many as there are, before it gets any deeper.
+      rows: the most rows of a block in an image of several tiles; None for as many as there are,
+        before a block gets any deeper.
     """
     b, d, h, w = out
-    fits = max(1, max(BLOCK_BYTES, 3 * weights // 2) // max(1, scratch * w))  # rows of outputs
+    size = min(max(BLOCK_BYTES, 3 * weights // 2), 2 * BLOCK_BYTES)
+    fits = max(1, size // max(1, scratch * w))  # rows of outputs
     tiles = -(-d // tile)
-    height = _part(h, min(fits // tile, rows or h))
-    depth = tile * (_part(tiles, fits // (tile * height)) if rows or height == h else 1)
+    flat = rows is not None and tiles > 1
+    height = max(1, min(rows, h, fits // tile)) if flat else _part(h, fits // tile)
+    depth = tile * (_part(tiles, fits // (tile * height)) if flat or height == h else 1)
     batch = _part(b, fits // (h * depth)) if depth >= d and height == h else 1
     cuts = [Cut(max(1, -(-b // batch)), batch, batch, batch)]
     for n, size, stride, e, pad in zip(

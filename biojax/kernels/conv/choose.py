@@ -18,6 +18,10 @@ __all__ = ["choose_conv", "choose_conv_transpose"]
 
 # From as many taps on transforms are faster, forward and with both gradients together.
 LARGE_KERNEL = {1: 96, 2: 200, 3: 600}
+# Winograd's points hold twice the weights, and that for each of the gradients.
+MANY_WEIGHTS = 3 * 2**20
+# What one product gives is held twice.
+MANY_OUTPUTS = 2**23
 
 
 class _Row(NamedTuple):
@@ -69,7 +73,7 @@ _CONV = [
     ),
     _Row(
         "winograd",
-        lambda x, w, g: winograd.fits(w, g) and max(w.shape[-2:]) > 16,
+        lambda x, w, g: winograd.fits(w, g) and max(w.shape[-2:]) > 16 and w.size <= MANY_WEIGHTS,
         "short kernel without stride along the first axis, on CPU",
     ),
     _Row("planes", lambda x, w, g: True, "XLA's 2-D convolution, by blocks, on CPU"),
@@ -77,7 +81,11 @@ _CONV = [
 _CONV_TRANSPOSE = [
     _Row(
         "matmul",
-        lambda x, w, g: one_product.fits(w, g) and x.size * w.shape[-1] < 2**26,
+        lambda x, w, g: (
+            one_product.fits(w, g)
+            and x.size * w.shape[-1] < 2**26
+            and x.size // x.shape[-1] * math.prod(w.shape[:-2]) * w.shape[-1] <= MANY_OUTPUTS
+        ),
         "kernel equal to strides: no two outputs overlap",
     ),
     _Row("phases", lambda x, w, g: True, "no product with the zeros between, on CPU"),

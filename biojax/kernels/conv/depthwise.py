@@ -180,7 +180,7 @@ def _row_products(
     return jnp.stack([total.sum(2) for total in totals], axis=2)[:, :, :, None]
 
 
-def _direct_scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _direct_scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     return 4 * kernel[-1]
 
 
@@ -215,7 +215,7 @@ def _winograd(taps: int) -> Method:
         window = tiles(pad(window, geometry.pads))
         return _row_products(read, len(dy), len(b), window, gradients, kernel, geometry)
 
-    def scratch(kernel: tuple[int, ...], columns: int) -> int:
+    def scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
         return math.ceil((2 * len(b) / outputs + 2) * kernel[-1])
 
     def prepare(w: Array) -> Array:

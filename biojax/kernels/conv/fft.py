@@ -53,7 +53,7 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return dw[*(slice(0, (k - 1) * d + 1, d) for k, d in extent)]
 
 
-def _scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     """Less than there is: smaller blocks would be mostly border."""
     return (kernel[-2] + 2) * kernel[-1]
 

@@ -71,9 +71,11 @@ def method(groups: int) -> Method:
         images = _apart(window, parts, kernel[-2]), _apart(dy, parts, kernel[-1])
         return lax.scan(part, None, images, unroll=UNROLLED)[1]
 
-    def scratch(kernel: tuple[int, ...], columns: int) -> int:
+    def scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
         *_, c, f = kernel
-        return groups * c + 2 * f + planes.METHOD.gradient_scratch(merged(kernel)[1], columns)
+        return (
+            groups * c + 2 * f + planes.METHOD.gradient_scratch(merged(kernel)[1], columns, strides)
+        )
 
     return Method(prepare, forward, gradient, scratch, scratch)
 

@@ -63,7 +63,7 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return product.reshape(kernel)
 
 
-def _scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     return math.prod(kernel[:-1]) + kernel[-1]
 
 

@@ -9,6 +9,8 @@ the width (kw * c columns), with the outputs' gradient, unfolded along the heigh
 less to copy than unfolding one of them along both.
 """
 
+import math
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -122,14 +124,16 @@ def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return jnp.moveaxis(jnp.stack(gradient), 1, -1)
 
 
-def _scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     kd, _, _, c, f = kernel
-    return 0 if kd == 1 and _is_wide(f, columns) else kd * c + 3 * f
+    if kd == 1 and _is_wide(f, columns):
+        return 0
+    return (kd + strides[0] if max(strides) > 1 else kd) * math.prod(strides[1:]) * c + 3 * f
 
 
-def _gradient_scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _gradient_scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     kd, kh, kw, c, f = kernel
-    return kd * c + kw * c + kh * f
+    return kd * math.prod(strides[1:]) * c + kw * strides[1] * c + kh * f
 
 
 def few_rows(kernel: tuple[int, ...], columns: int) -> int | None:

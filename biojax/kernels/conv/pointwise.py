@@ -44,11 +44,11 @@ def _gradient(window: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
     return product.reshape(kernel)
 
 
-def _scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     return 0
 
 
-def _gradient_scratch(kernel: tuple[int, ...], columns: int) -> int:
+def _gradient_scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     return 2 * (kernel[-2] + kernel[-1])
 
 

@@ -187,6 +187,13 @@ def over_devices(
 
     @call.def_vmap
     def _(size, batched, *arrays):
+        if result != "w" and list(batched) == [role != "w" for role in operands]:
+            folded = [
+                array.reshape(size * array.shape[1], *array.shape[2:]) if is_batched else array
+                for array, is_batched in zip(arrays, batched, strict=True)
+            ]
+            images = over_devices(share, roles, axes, *folded)
+            return images.reshape(size, images.shape[0] // size, *images.shape[1:]), True
         in_axes = [0 if is_batched else None for is_batched in batched]
         return jax.vmap(whole, in_axes, axis_size=size)(*arrays), True
 

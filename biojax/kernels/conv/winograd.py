@@ -107,7 +107,7 @@ def _method(taps: int) -> Method:
         pairs = zip(points(b, window, outputs), gradients, strict=True)
         return jnp.stack([plane_gradient(v, d, kernel[1:3], geometry) for v, d in pairs])
 
-    def scratch(kernel: tuple[int, ...], columns: int) -> int:
+    def scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
         _, kh, kw, c, f = kernel
         return len(b) * (c + f) // outputs + kw * c + kh * f
 

@@ -14,6 +14,7 @@ from jax import lax
 from biojax.kernels.conv import bilinear
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, cropped
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -26,7 +27,7 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
     """`jax.lax.conv_general_dilated`, summed in at least float32."""
     if _in_groups(w, geometry):
         return bilinear.convolve(_MAPS, x, w, geometry)
-    return _conv(x, w, geometry)
+    return left_to_compiler(lambda x, w: _conv(x, w, geometry), x, w)
 
 
 def accumulated(x: Array, w: Array, geometry: Geometry) -> Array:
