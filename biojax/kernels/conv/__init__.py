@@ -179,13 +179,19 @@ def conv_transpose(
 def _check(where: str, x: Array, w: Array, groups: int) -> int:
     """The number of spatial axes, once x and w are known to fit."""
     rank = x.ndim - 2
-    if not 1 <= rank <= 3 or w.ndim != x.ndim or 0 in (*x.shape[1:], *w.shape):
+    if not 1 <= rank <= 3 or w.ndim != x.ndim:
         raise ShapeError(
             where,
             f"x of shape {x.shape} and a kernel of shape {w.shape}",
-            "x (b, *spatial, c) and a kernel (*k, c, f) with the same one to three spatial axes, "
-            "each k at least 1, and nothing empty but the batch",
+            "x (b, *spatial, c) and a kernel (*k, c, f) with the same one to three spatial axes",
             "Add a batch axis in front or a channel axis at the end",
+        )
+    if 0 in (*x.shape[1:], *w.shape):
+        raise ShapeError(
+            where,
+            f"x of shape {x.shape} and a kernel of shape {w.shape}",
+            "nothing empty but the batch",
+            "Look at what cut the image or made the kernel: an axis of it has length 0",
         )
     channels, per_group = x.shape[-1], w.shape[-2]
     if groups < 1 or per_group * groups != channels or w.shape[-1] % groups:

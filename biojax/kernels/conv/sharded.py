@@ -8,11 +8,14 @@ gather: it is told here how to share them, by `jax.experimental.custom_partition
 A part begins at a whole output. So an axis is shared if its pixels are `stride` times its outputs
 and these divide by the devices; else it is gathered, as channels and weights are.
 
-Under `vmap` the compiler is not told, and gathers as it likes: a longer batch is better. A program
-for several devices calls back into Python while it is compiled (JAX 0.10). So `jax.export` refuses
-it, though not one for a single device, and the persistent compilation cache does not find it again.
-`jax_remove_custom_partitioning_ptr_from_cache_key` is to stay off: with it the cache would mistake
-convolutions for each other that have the same shapes and differ in their padding, say.
+Images of a `vmap` are one longer batch. If weights are mapped too, or each image's gradient of them
+is wanted, the compiler is not told how to share, and gathers as it likes.
+
+A program for several devices calls back into Python while it is compiled (JAX 0.10). So
+`jax.export` refuses it, though not one for a single device, and the persistent compilation cache
+does not find it again. `jax_remove_custom_partitioning_ptr_from_cache_key` is to stay off: with it
+the cache would mistake convolutions for each other that have the same shapes and differ in their
+padding, say.
 """
 
 import math
