@@ -310,7 +310,7 @@ def test_only_gradients_that_are_wanted(argument, maps):
         (X[0, 0], (3, 6, 2), {}, "one to three spatial axes"),
         (X[None, None, None], (1, 1, 1, 1, 3, 6, 2), {}, "one to three spatial axes"),
         (X, (3, 6, 2), {}, "Add a batch axis in front or a channel axis at the end"),
-        (X, (3, 0, 6, 2), {}, "each k at least 1"),
+        (X, (3, 0, 6, 2), {}, "nothing empty but the batch"),
         (X[:, :0], (3, 3, 6, 2), {"padding": 4}, "nothing empty but the batch"),
         (X[..., :0], (3, 3, 0, 2), {}, "nothing empty but the batch"),
         (X, (3, 3, 6, 0), {}, "nothing empty but the batch"),
