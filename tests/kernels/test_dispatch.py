@@ -37,6 +37,34 @@ def test_explain_says_what_and_why():
             "grouped",
             "groups merged to fill vectors, on CPU",
         ),
+        (
+            conv,
+            (shaped(2, 4, 4, 4, 64), shaped(3, 3, 3, 64, 128)),
+            {},
+            "patches",
+            "few pixels and many channels: one product, on CPU",
+        ),
+        (
+            conv,
+            (shaped(1, 8, 8, 8, 64), shaped(3, 3, 3, 64, 64)),
+            {},
+            "winograd",
+            "short kernel without stride along the first axis, on CPU",
+        ),
+        (
+            conv,
+            (shaped(1, 8, 8, 8, 640), shaped(3, 3, 3, 640, 320)),
+            {},
+            "planes",
+            "XLA's 2-D convolution, by blocks, on CPU",
+        ),
+        (
+            conv,
+            (shaped(1, 64, 64, 64), shaped(3, 3, 64, 64)),
+            {},
+            "planes",
+            "one plane of few channels: XLA's 2-D convolution, on CPU",
+        ),
         (conv, (X3, W3), {"implementation": "xla"}, "xla", "named by the caller"),
         (
             conv_transpose,
@@ -48,6 +76,13 @@ def test_explain_says_what_and_why():
         (
             conv_transpose,
             (X3, W3),
+            {"strides": 2},
+            "phases",
+            "no product with the zeros between, on CPU",
+        ),
+        (
+            conv_transpose,
+            (shaped(1, 128, 128, 60, 8), shaped(2, 2, 2, 8, 8)),
             {"strides": 2},
             "phases",
             "no product with the zeros between, on CPU",

@@ -38,6 +38,8 @@ CHAIN = 6
 # up to 15 times the compiler computes anew for each use: points are used by every tap of a plane,
 # their sums by every output of a tile.
 TILES = {5: 4, 7: 4, 9: 2}
+# Numbers in an image of planes that one sum is for: larger ones are faster in cache, by blocks.
+WHOLE = 2**22
 MIN_TERMS = 16
 
 
@@ -58,14 +60,23 @@ def conv(x: Array, w: Array, geometry: Geometry) -> Array:
             "one input and one output channel for each group",
             "Use implementation='xla', or None to choose",
         )
-    return blocked.conv(method(w.shape, geometry), x, w, geometry)
+    return blocked.conv(method(w.shape, geometry, x.size), x, w, geometry)
 
 
-def method(kernel: tuple[int, ...], geometry: Geometry) -> Method:
-    """Winograd's along the depth where it pays, for a kernel (*k, 1, c); else direct."""
+def method(kernel: tuple[int, ...], geometry: Geometry, size: int) -> Method:
+    """Winograd's along the depth where it pays; else direct, in one block if that is small.
+
+    Args:
+      kernel: (*k, 1, c).
+      geometry: of the convolution.
+      size: numbers in the image.
+    """
     plain = geometry.strides[0] == geometry.dilation[0] == 1 and len(kernel) == 5
     pays = kernel[0] in TILES and MIN_TERMS <= kernel[1] * kernel[2] <= 2 * MAX_TERMS
-    return _WINOGRAD[kernel[0]] if plain and pays else _DIRECT
+    if plain and pays:
+        return _WINOGRAD[kernel[0]]
+    flat = len(kernel) < 5 or kernel[0] == 1
+    return _WHOLE if flat and size <= WHOLE else _DIRECT
 
 
 def _terms(image: Array, w: Array, rows: Sequence, out: tuple[int, int], geometry: Geometry):
@@ -184,7 +195,12 @@ def _direct_scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, .
     return 4 * kernel[-1]
 
 
+def _no_scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
+    return 0
+
+
 _DIRECT = Method(lambda w: w, _forward, _gradient, _direct_scratch, _direct_scratch, apart=True)
+_WHOLE = _DIRECT._replace(scratch=_no_scratch)
 
 
 def _winograd(taps: int) -> Method:

@@ -4,6 +4,8 @@ Every output between two inputs sees only every s-th tap of the kernel. So the o
 interleaved convolutions without stride, and no zeros between the inputs are ever multiplied.
 """
 
+import math
+
 from biojax.kernels.conv import blocked, depthwise, grouped, planes
 from biojax.kernels.conv.geometry import Geometry
 from biojax.typing import Array
@@ -16,7 +18,7 @@ def conv_transpose(x: Array, w: Array, geometry: Geometry) -> Array:
     if geometry.groups == 1:
         method = planes.METHOD
     elif depthwise.fits(w, geometry):
-        method = depthwise.method(w.shape, geometry)
+        method = depthwise.method(w.shape, geometry, x.size * math.prod(geometry.strides))
     else:
         method = grouped.method(geometry.groups)
     return blocked.conv_transpose(method, x, w, geometry)
