@@ -187,8 +187,16 @@ def _contender(
     inputs = [tensor(*each) for each in zip(peer.inputs, arrays, strict=True)]
     for t in inputs:
         t.requires_grad_(mode == "both")
-    given = [tensor(*each) for each in zip(peer.outputs, cotangents, strict=True)]
     function, leaves = peer.build(torch, spec.options, *inputs)
+    # Each in the layout of its output: that of `instance_norm` is contiguous whatever x is, and
+    # PyTorch 2.13 gets the gradients of a single image wrong if they come channels last.
+    with torch.no_grad():
+        given = [
+            torch.empty_like(output).copy_(tensor(kind, cotangent))
+            for output, kind, cotangent in zip(
+                _several(function()), peer.outputs, cotangents, strict=True
+            )
+        ]
 
     def run() -> list[Any]:
         if mode == "forward":

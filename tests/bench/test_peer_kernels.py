@@ -29,7 +29,10 @@ SMALL = {
         Spec("3d", ((1, 2, 5, 4, 3),), {"size": (4, 3, 2)}),
         Spec("nearest", ((1, 2, 5, 4, 3),), {"size": (4, 3, 2), "method": "nearest"}),
     ],
-    "instance_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
+    "instance_norm": [
+        Spec("all", ((2, 3, 4, 6), (6,), (6,))),
+        Spec("one_image", ((1, 3, 4, 5, 6), (6,), (6,))),
+    ],
     "group_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)), {"num_groups": 3})],
     "layer_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
     "batch_norm": [Spec("all", ((2, 3, 4, 6), (6,), (6,)))],
