@@ -60,7 +60,7 @@ def test_explain_says_what_and_why():
         ),
         (
             conv,
-            (shaped(1, 64, 64, 64), shaped(3, 3, 64, 64)),
+            (shaped(1, 128, 128, 64), shaped(3, 3, 64, 64)),
             {},
             "planes",
             "one plane of few channels: XLA's 2-D convolution, on CPU",

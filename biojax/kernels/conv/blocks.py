@@ -75,9 +75,12 @@ def plan(
     size = min(max(BLOCK_BYTES, 3 * weights // 2), 2 * BLOCK_BYTES)
     fits = max(1, size // max(1, scratch * w))  # rows of outputs
     tiles = -(-d // tile)
-    flat = rows is not None and tiles > 1
-    height = max(1, min(rows, h, fits // tile)) if flat else _part(h, fits // tile)
-    depth = tile * (_part(tiles, fits // (tile * height)) if flat or height == h else 1)
+    if rows is not None and tiles > 1:
+        height = max(1, min(rows, h, fits // tile))
+        depth = tile * _part(tiles, fits // (tile * height))
+    else:
+        height = _part(h, fits // tile)
+        depth = tile * (_part(tiles, fits // (tile * h)) if height == h else 1)
     batch = _part(b, fits // (h * depth)) if depth >= d and height == h else 1
     cuts = [Cut(max(1, -(-b // batch)), batch, batch, batch)]
     for n, size, stride, e, pad in zip(
