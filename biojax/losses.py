@@ -55,6 +55,8 @@ def cross_entropy(
 
     over voxels i and classes c; w are the class weights, or 1. A logit of -inf rules a class out.
 
+    Voxels in which every w_c y_ic is 0 are left out, whatever their logits.
+
     Args:
       logits, labels, class_weights, ignore_label: see the module. Dense labels sum to 1 over c.
 
@@ -63,6 +65,8 @@ def cross_entropy(
     """
     logits, y, keep = _prepare("cross_entropy", logits, labels, "softmax", ignore_label)
     y = y * keep * _weights("cross_entropy", logits.shape[-1], class_weights)
+    # What counts for nothing may be NaN: that would pass through 0 * NaN, and its gradient too.
+    logits = jnp.where((y != 0).any(-1, keepdims=True), logits, 0.0)
     # Sums over c come first: XLA on CPU is slow where it would broadcast them back.
     left = logits - lax.stop_gradient(logits.max(-1, keepdims=True))
     log_sum = jnp.log(jnp.exp(left).sum(-1))

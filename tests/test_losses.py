@@ -339,3 +339,30 @@ def test_nan_where_the_label_is_ignored_leaves_no_trace(name):
     assert value == loss(logits, labels, ignore_label=255)
     assert jnp.isfinite(gradient).all()
     assert not gradient[0, 2].any()
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize(
+    ("labels", "options"),
+    [
+        ([[0, 0, 1]], {"class_weights": (2.0, 0.0)}),
+        ([[[1.0, 0.0], [0.2, 0.8], [0.0, 0.0]]], {}),
+        ([[0, 1, 255]], {"ignore_label": 255}),
+    ],
+    ids=["class of weight 0", "empty dense label", "ignored"],
+)
+@pytest.mark.parametrize("all_channels", [True, False])
+def test_logits_of_a_voxel_without_weight_leave_no_trace(labels, options, value, all_channels):
+    labels = jnp.array(labels)
+    logits = jnp.array([[[1.0, 2.0], [0.5, -1.0], [0.3, 0.1]]])
+    broken = logits.at[0, 2, slice(None) if all_channels else 1].set(value)
+    both = jax.value_and_grad(partial(losses.cross_entropy, **options))
+    got, want = both(broken, labels), both(logits, labels)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-6)
+    assert not want[1][0, 2].any()
+
+
+def test_logits_of_a_voxel_with_weight_stay_loud():
+    logits = jnp.array([[jnp.nan, 0.0], [1.0, 2.0]])
+    assert jnp.isnan(losses.cross_entropy(logits, jnp.array([0, 1]), class_weights=(1.0, 0.0)))
