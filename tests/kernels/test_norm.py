@@ -115,6 +115,16 @@ def test_of_mixed_dtypes_each_keeps_its_own(name):
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=0.03)
 
 
+@pytest.mark.parametrize("name", ["instance_norm", "group_norm", "layer_norm"])
+def test_an_empty_batch(name):
+    """Only the mean of a batch is a mean of nothing then."""
+    x, scale, bias = jnp.ones((0, 3, 4, 6)), jnp.ones(6), jnp.ones(6)
+    y, pull = jax.vjp(jax.jit(NORMS[name]), x, scale, bias)
+    dx, *others = pull(y)
+    assert y.shape == dx.shape == x.shape
+    np.testing.assert_array_equal(others, np.zeros((2, 6)))
+
+
 def test_float64_is_kept():
     with jax.enable_x64():
         x = np.random.default_rng(0).standard_normal((1, 5, 5, 5, 6)) + 1e9
@@ -191,7 +201,10 @@ X = jnp.ones((1, 4, 6))
     ("name", "arrays", "message"),
     [
         ("instance_norm", (X[0],), "at least 3 axes"),
-        ("instance_norm", (X[:, :0],), "none of them empty"),
+        ("instance_norm", (X[:, :0],), r"none of \(1, -1\) empty"),
+        ("group_norm", (X[:, :0],), r"none of \(1, -1\) empty"),
+        ("layer_norm", (X[..., :0],), r"none of \(-1,\) empty"),
+        ("batch_norm", (X[:0],), r"none of \(0, 1, -1\) empty"),
         ("batch_norm", (X[0, 0],), "at least 2 axes"),
         ("layer_norm", (X.astype(int),), "x of int32.*Convert it"),
         ("layer_norm", (X, jnp.ones(5)), r"scale of shape \(5,\) for 6 channels"),

@@ -37,8 +37,8 @@ def instance_norm(
       (b, *spatial, c), of x's dtype.
 
     Raises:
-      ShapeError: x has no spatial axis or no pixel, scale or bias does not fit it, or an array is
-        not floating.
+      ShapeError: x has no spatial axis, no pixel or no channel, scale or bias does not fit it, or
+        an array is not floating. (It may have no image.)
       ConfigError: there is no implementation of that name.
 
     Statistics are held in at least float32, and the variance is that of what is left without the
@@ -49,8 +49,8 @@ def instance_norm(
     >>> instance_norm(jnp.array([1.0, 3.0]).reshape(1, 2, 1), epsilon=0.0)[0, :, 0]
     Array([-1.,  1.], dtype=float32)
     """
-    _check("instance_norm", x, scale, bias, "(b, *spatial, c)", 3)
     axes = tuple(range(1, x.ndim - 1))
+    _check("instance_norm", x, scale, bias, axes, "(b, *spatial, c)", 3)
     return _run("instance_norm", implementation)(x, scale, bias, axes, x.shape[-1], epsilon)[0]
 
 
@@ -79,8 +79,8 @@ def group_norm(
       (b, *spatial, c), of x's dtype.
 
     Raises:
-      ShapeError: x has no pixel, scale, bias or the groups do not fit it, or an array is not
-        floating.
+      ShapeError: x has no pixel or no channel, scale, bias or the groups do not fit it, or an array
+        is not floating. (It may have no image.)
       ConfigError: there is no implementation of that name.
 
     Source: Wu and He, "Group normalization", ECCV 2018, section 3.1.
@@ -88,7 +88,8 @@ def group_norm(
     >>> group_norm(jnp.array([[1.0, 3.0, 5.0, 5.0]]), num_groups=2, epsilon=1e-12)
     Array([[-1.,  1.,  0.,  0.]], dtype=float32)
     """
-    _check("group_norm", x, scale, bias, "(b, *spatial, c)", 2)
+    axes = tuple(range(1, x.ndim - 1))
+    _check("group_norm", x, scale, bias, axes, "(b, *spatial, c)", 2)
     c = x.shape[-1]
     if num_groups < 1 or c % num_groups:
         raise ShapeError(
@@ -98,7 +99,6 @@ def group_norm(
             "Change either",
             f"num_groups={nearest_divisor(num_groups, c)}",
         )
-    axes = tuple(range(1, x.ndim - 1))
     return _run("group_norm", implementation)(x, scale, bias, axes, num_groups, epsilon)[0]
 
 
@@ -125,7 +125,7 @@ def layer_norm(
       (..., c), of x's dtype.
 
     Raises:
-      ShapeError: x is empty, scale or bias does not fit it, or an array is not floating.
+      ShapeError: x has no channel, scale or bias does not fit it, or an array is not floating.
       ConfigError: there is no implementation of that name.
 
     Source: Ba, Kiros and Hinton, "Layer normalization", 2016, section 3.
@@ -133,7 +133,7 @@ def layer_norm(
     >>> layer_norm(jnp.array([[1.0, 3.0]]), jnp.array([2.0, 2.0]), epsilon=0.0)
     Array([[-2.,  2.]], dtype=float32)
     """
-    _check("layer_norm", x, scale, bias, "(..., c)", 1)
+    _check("layer_norm", x, scale, bias, (), "(..., c)", 1)
     return _run("layer_norm", implementation)(x, scale, bias, (), 1, epsilon)[0]
 
 
@@ -170,8 +170,8 @@ def batch_norm(
     >>> batch_norm(jnp.array([[1.0], [3.0]]))[1:]
     (Array([2.], dtype=float32), Array([1.], dtype=float32))
     """
-    _check("batch_norm", x, scale, bias, "(b, *spatial, c)", 2)
     axes = tuple(range(x.ndim - 1))
+    _check("batch_norm", x, scale, bias, axes, "(b, *spatial, c)", 2)
     run = _run("batch_norm", implementation)
     y, mean, var = run(x, scale, bias, axes, x.shape[-1], epsilon)
     return y, mean.reshape(-1), var.reshape(-1)
@@ -187,13 +187,19 @@ def _run(kernel: str, implementation: str | None) -> Callable:
 
 
 def _check(
-    where: str, x: Array, scale: Array | None, bias: Array | None, shape: str, least: int
+    where: str,
+    x: Array,
+    scale: Array | None,
+    bias: Array | None,
+    axes: tuple[int, ...],
+    shape: str,
+    least: int,
 ) -> None:
-    if x.ndim < least or 0 in x.shape:
+    if x.ndim < least or any(x.shape[axis] == 0 for axis in (*axes, -1)):
         raise ShapeError(
             where,
             f"x of shape {x.shape}",
-            f"{shape} with at least {least} axes, none of them empty",
+            f"{shape} with at least {least} axes, none of {(*axes, -1)} empty",
             "Add a batch axis in front or a channel axis at the end",
         )
     c = x.shape[-1]

@@ -9,6 +9,7 @@ XLA on CPU writes down the differences from the mean before it adds up their squ
 mean is small beside its deviation the squares of x itself serve as well, and nothing is written.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -75,7 +76,7 @@ def _normalise_bwd(axes, groups, epsilon, saved, cotangents):
     dbias = dy.sum(axes, keepdims=True)
     dscale = (dy * standard).sum(axes, keepdims=True)
     weight = 1 if scale is None else scale.astype(shift.dtype)
-    count = x.size // shift.size
+    count = math.prod(x.shape[axis] for axis in axes) * (c // groups)
     on_mean = _sum(dbias * weight, groups) * rstd - dmean
     on_standard = _sum(dscale * weight, groups) * rstd - 2 * dvar / rstd
     dx = dy * (_each(rstd, c) * weight) - _each(on_mean, c) / count
@@ -109,15 +110,20 @@ def _statistics(x: Array, axes: tuple[int, ...], groups: int) -> tuple[Array, Ar
 def _mean(v: Array, axes: tuple[int, ...], groups: int) -> Array:
     """Over `axes`, which stay with length 1, and over the channels of each group."""
     v = v.mean(axes, keepdims=True)
-    return v if groups == v.shape[-1] else v.reshape(*v.shape[:-1], groups, -1).mean(-1)
+    return v if groups == v.shape[-1] else _grouped(v, groups).mean(-1)
 
 
 def _sum(v: Array, groups: int) -> Array:
     """(..., c) to (..., groups), as a product with ones: XLA's own sum is slow here on CPU."""
     if groups == v.shape[-1]:
         return v
-    v = v.reshape(*v.shape[:-1], groups, -1)
+    v = _grouped(v, groups)
     return jnp.dot(v, jnp.ones(v.shape[-1], v.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _grouped(v: Array, groups: int) -> Array:
+    """(..., c) to (..., groups, c // groups), of an empty batch too."""
+    return v.reshape(*v.shape[:-1], groups, v.shape[-1] // groups)
 
 
 def _each(v: Array, c: int) -> Array:
