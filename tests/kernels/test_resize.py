@@ -116,6 +116,14 @@ def test_transforms(implementation, stands_every_transform):
     stands_every_transform(lambda x: resize(x, (4, 2, 5), implementation=implementation), x)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_empty_batch(implementation):
+    x = jnp.ones((0, 4, 6, 2))
+    y, pull = jax.vjp(lambda x: resize(x, (8, 3), implementation=implementation), x)
+    assert y.shape == (0, 8, 3, 2)
+    assert pull(y)[0].shape == x.shape
+
+
 @pytest.mark.parametrize("spec", LARGE["resize"], ids=lambda spec: spec.name)
 def test_memory_is_bounded(spec, memory):
     """No more than half of the larger image, forward and for the gradient."""

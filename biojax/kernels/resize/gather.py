@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.resize import matmul
 from biojax.kernels.resize.weights import Weights, axis_weights
@@ -21,9 +22,13 @@ __all__ = ["resize"]
 _MOST_TAPS = 32
 
 
-@partial(jax.jit, static_argnums=(1, 2), inline=True)
 def resize(x: Array, size: tuple[int, ...], method: str) -> Array:
     """One axis at a time, those that become smaller first."""
+    return left_to_compiler(lambda x: _resize(x, size, method), x)
+
+
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def _resize(x: Array, size: tuple[int, ...], method: str) -> Array:
     axes = sorted(range(1, x.ndim - 1), key=lambda axis: size[axis - 1] / x.shape[axis])
     y = x if method == "nearest" else x.astype(accumulator(x.dtype))
     for axis in axes:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import UnsupportedError
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.resize.weights import Weights, axis_weights
 from biojax.typing import Array
@@ -25,6 +26,10 @@ def resize(x: Array, size: tuple[int, ...], method: str) -> Array:
             "a floating dtype",
             "Use implementation='gather', or None to choose",
         )
+    return left_to_compiler(lambda x: _resize(x, size, method), x)
+
+
+def _resize(x: Array, size: tuple[int, ...], method: str) -> Array:
     axes = sorted(range(1, x.ndim - 1), key=lambda axis: size[axis - 1] / x.shape[axis])
     y = x.astype(accumulator(x.dtype))
     for axis in axes:
