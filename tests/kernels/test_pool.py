@@ -116,6 +116,21 @@ def pulled_back(pool, implementation, options, dtype="float32"):
     return jax.jit(gradient), x, dy
 
 
+@pytest.mark.parametrize("options", [WINDOWS["separable"], {"window": 3, "padding": 2}])
+@pytest.mark.parametrize("lowest", [0.0, -np.inf])
+def test_one_device_finds_the_same_maxima_as_several(options, lowest, monkeypatch):
+    """Windows of pairs and windows of taps, where some see nothing but -inf, or NaN."""
+    gradient, x, dy = pulled_back(max_pool, "separable", options)
+    x = jnp.where(x == 0, lowest, x).at[0, 2, :, 0].set(lowest).at[1, 3, 4].set(jnp.nan)
+    several = gradient(x, dy)
+    gradient, *_ = pulled_back(max_pool, "separable", options)
+    assert "reduce_window[" not in str(jax.make_jaxpr(gradient)(x, dy))
+    gradient, *_ = pulled_back(max_pool, "separable", options)
+    monkeypatch.setattr("jax.device_count", lambda: 1)
+    assert "reduce_window[" in str(jax.make_jaxpr(gradient)(x, dy))
+    np.testing.assert_array_equal(gradient(x, dy), several)
+
+
 @pytest.mark.parametrize("implementation", WINDOWS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_of_equal_maxima_the_first_has_the_gradient(implementation, dtype):
@@ -180,6 +195,33 @@ def test_tiles_are_refused_where_windows_do_not_tile(options):
         max_pool(jnp.ones((1, 5, 1)), **options, implementation="tiles")
 
 
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+def test_axes_where_a_pixel_is_its_own_window_take_no_pass(pool, monkeypatch):
+    monkeypatch.setattr("jax.device_count", lambda: 1)
+    x = jax.ShapeDtypeStruct((1, 4, 6, 5, 2), jnp.float32)
+
+    def passes(window, strides):
+        def gradient(x):
+            y, pull = jax.vjp(lambda x: pool(x, window, strides=strides), x)
+            return pull(y)
+
+        return str(jax.make_jaxpr(gradient)(x)).count("reduce_window")
+
+    assert passes((1, 3, 1), (1, 2, 1)) == 1
+    assert passes((1, 3, 3), (1, 2, 2)) == 2
+    assert passes((1, 3, 1), 2) == 3  # a pixel in two is no window of its own
+
+
+@pytest.mark.parametrize("pool", [max_pool, avg_pool])
+@pytest.mark.parametrize("options", [{"window": 2}, {"window": 3, "strides": 1}])
+@pytest.mark.parametrize("implementation", [None, "xla"])
+def test_an_empty_batch(pool, options, implementation):
+    x = jnp.ones((0, 4, 6, 2))
+    y, pull = jax.vjp(lambda x: pool(x, **options, implementation=implementation), x)
+    assert y.shape[0] == 0
+    assert pull(y)[0].shape == x.shape
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_long_means_do_not_stall(dtype):
     y = avg_pool(jnp.ones((1, 64, 64, 1), dtype), 64)
@@ -205,8 +247,9 @@ def test_compiles_once(pool, compiles_once):
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])
 @pytest.mark.parametrize("spec", LARGE["max_pool"], ids=lambda spec: spec.name)
-def test_memory_is_bounded(pool, spec, memory):
-    """No more than the image once more, forward and with the gradient."""
+def test_memory_is_bounded(pool, spec, memory, monkeypatch):
+    """On one device no more than the image once more, forward and with the gradient."""
+    monkeypatch.setattr("jax.device_count", lambda: 1)
     (shape,) = spec.shapes
     assert max(memory(partial(pool, **spec.options), shape)) <= 4 * math.prod(shape)
 

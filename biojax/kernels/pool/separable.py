@@ -2,6 +2,10 @@
 
 XLA's own gradient of a maximum looks for it once more in every window, and scatters. Here a maximum
 comes with its position, and each pixel reads the few windows that see it.
+
+XLA's partitioner (JAX 0.10) may split the two arrays of a window of pairs in different ways, and
+then mistakes pixels or ends the process. So where there are several devices the taps of a window
+are compared instead, which is slower.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +18,8 @@ import numpy as np
 from jax import lax
 
 from biojax.kernels.conv.blocks import varying
-from biojax.kernels.conv.geometry import Pads, cropped
+from biojax.kernels.conv.geometry import Pads, cropped, out_size
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.pool import xla
 from biojax.typing import Array
@@ -43,6 +48,21 @@ class _Lines(NamedTuple):
         """The pixels of each line counted, in an array of this shape, for other axes than this."""
         shape = (*shape[: self.axis], self.size, *shape[self.axis + 1 :])
         return lax.broadcasted_iota(np.min_scalar_type(self.size), shape, self.axis)
+
+    def taps(self, x: Array, outside: np.ndarray) -> Iterator[tuple[Array, np.ndarray]]:
+        """The first pixel of each window and its number, the second, and so on.
+
+        Beyond the image the pixel is `outside`, and the number that of the border.
+        """
+        n = out_size(self.size, self.pads, self.window, self.stride)
+        span, before = (n - 1) * self.stride + 1, self.pads[0]
+        widths = [(0, 0, 0)] * x.ndim
+        widths[self.axis] = (before, span + self.window - 1 - self.size - before, 0)
+        x = lax.pad(x, outside, widths)
+        for k in range(self.window):
+            number = np.clip(np.arange(n) * self.stride + k - before, 0, self.size - 1)
+            number = number.reshape(-1, *[1] * (x.ndim - 1 - self.axis))
+            yield lax.slice_in_dim(x, k, k + span, self.stride, self.axis), number
 
     def seeing(self, v: Array, nothing: int) -> Iterator[Array]:
         """For each pixel v at the last window that sees it, at the one before, and so on.
@@ -73,9 +93,15 @@ def avg_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: 
 
 
 def _each_axis(pool: Callable, x: Array, *geometry: tuple) -> Array:
-    for axis, each in reversed(list(enumerate(zip(*geometry, strict=True), start=1))):
-        x = pool(x, _Lines(axis, x.shape[axis], *each))
-    return x
+    axes = list(enumerate(zip(*geometry, strict=True), start=1))
+
+    def run(x: Array) -> Array:
+        for axis, each in reversed(axes):
+            if each != (1, 1, (0, 0)):  # else every pixel is a window of its own
+                x = pool(x, _Lines(axis, x.shape[axis], *each))
+        return x
+
+    return left_to_compiler(run, x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -84,14 +110,19 @@ def _max_pool(x: Array, lines: _Lines) -> Array:
 
 
 def _max_pool_fwd(x, lines):
+    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    find = _by_pairs if jax.device_count() == 1 else _by_taps
+    return find(x, lines, np.asarray(lowest, x.dtype))
+
+
+def _by_pairs(x: Array, lines: _Lines, lowest: np.ndarray) -> tuple[Array, Array]:
+    """The first maximum of each window and the number of its pixel."""
     window, strides, pads = lines.among(x.ndim - 2)
     number = varying(lines.numbers(x.shape), x)
-    lowest = -np.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
-    start = np.asarray(lowest, x.dtype), np.asarray(lines.size, number.dtype)
     (x, pads), (number, _) = cropped(x, pads), cropped(number, pads)
     return lax.reduce_window(
         (x, number),
-        start,
+        (lowest, np.asarray(lines.size, number.dtype)),
         _first_larger,
         (1, *window, 1),
         (1, *strides, 1),
@@ -104,6 +135,18 @@ def _first_larger(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array
     (x, i), (y, j) = a, b
     is_second = ((x == x) & ~(y <= x)) | ((x == y) & (j < i))
     return jnp.where(is_second, y, x), jnp.where(is_second, j, i)
+
+
+def _by_taps(x: Array, lines: _Lines, lowest: np.ndarray) -> tuple[Array, Array]:
+    """The same, by as many comparisons as a window has pixels."""
+    kind = np.min_scalar_type(lines.size)
+    (y, number), *others = lines.taps(x, lowest)
+    at = jnp.broadcast_to(number.astype(kind), y.shape)
+    for tap, number in others:
+        at = jnp.where((y == y) & ~(tap <= y), number.astype(kind), at)
+        y = lax.max(y, tap)
+    # Left to itself the compiler finds every maximum again for each pixel of its window.
+    return lax.optimization_barrier((y, at))
 
 
 def _max_pool_bwd(lines, at, dy):

@@ -17,6 +17,7 @@ from jax import lax
 
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.geometry import Pads
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -38,13 +39,13 @@ def fits(
 def max_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:
     """The gradient goes to the first maximum of each window."""
     _check("max_pool", x, window, strides, pads)
-    return _max_pool(x, window)
+    return left_to_compiler(lambda x: _max_pool(x, window), x)
 
 
 def avg_pool(x: Array, window: tuple[int, ...], strides: tuple[int, ...], pads: Pads) -> Array:
     """The gradient is the same for every pixel of a window."""
     _check("avg_pool", x, window, strides, pads)
-    return _avg_pool(x, window)
+    return left_to_compiler(lambda x: _avg_pool(x, window), x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 
 from biojax.kernels.conv.geometry import Pads, cropped, out_size
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -47,7 +48,10 @@ def counts(
 
 
 def _reduce(x: Array, init, operator, window, strides, pads) -> Array:
-    x, pads = cropped(x, pads)  # with which the gradient of a maximum fails in JAX
-    return lax.reduce_window(
-        x, init, operator, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0))
-    )
+    def run(x: Array) -> Array:
+        image, around = cropped(x, pads)  # with which the gradient of a maximum fails in JAX
+        return lax.reduce_window(
+            image, init, operator, (1, *window, 1), (1, *strides, 1), ((0, 0), *around, (0, 0))
+        )
+
+    return left_to_compiler(run, x)
