@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -18,6 +20,29 @@ jax.config.update("jax_num_cpu_devices", 8)
 def quickly() -> dict[str, int | bool]:
     """Options of a compiler that does not optimise, for programs that run once or twice."""
     return {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+@pytest.fixture(scope="session")
+def compiled(quickly) -> Callable:
+    """The results of f(*arrays) as one program, and the names of the collectives in it."""
+    names = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+
+    def run(f: Callable, *arrays) -> tuple:
+        program = jax.jit(f).lower(*arrays).compile(quickly)
+        results = jax.block_until_ready(program(*arrays))
+        return results, set(re.findall(rf" ({names})(?:-start)?\(", program.as_text() or ""))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mesh_of() -> Callable:
+    """A mesh of these sizes, whose axes are named a, b and c."""
+
+    def make(*sizes: int, kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
+        return jax.make_mesh(sizes, ("a", "b", "c")[: len(sizes)], (kind,) * len(sizes))
+
+    return make
 
 
 @pytest.fixture(scope="session")

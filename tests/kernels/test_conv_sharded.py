@@ -1,7 +1,5 @@
 """Convolutions of images spread over devices: the same values, and halos are all that moves."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from biojax.kernels import conv, conv_transpose
 
-# The partitioner is what is tested, not the code that it is compiled to.
-COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-
 BATCH, DEPTH, BATCH_AND_WIDTH = P("a"), P(None, "a"), P("b", None, None, "a")
 DEPTH_AND_HEIGHT, BATCH_AND_DEPTH = P(None, "a", "b"), P("b", "a")
 BATCH_DEPTH_AND_WIDTH = P("c", "a", None, "b")
-
-
-def mesh_of(*sizes: int, kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
-    names = ("a", "b", "c")[: len(sizes)]
-    return jax.make_mesh(sizes, names, (kind,) * len(sizes))
 
 
 def outputs_and_gradients(kernel, **options):
@@ -38,37 +27,34 @@ def normal(*shapes, dtype="float32"):
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
-def run(f, arrays, shardings=None):
-    """The results and the names of the collectives in the program."""
-    if shardings is not None:
-        arrays = jax.device_put(arrays, shardings)
-    program = jax.jit(f).lower(*arrays).compile(COMPILE_QUICKLY)
-    results = jax.block_until_ready(program(*arrays))
-    text = program.as_text() or ""
-    return results, {name for name in COLLECTIVES if re.search(rf" {name}(-start)?\(", text)}
+@pytest.fixture(scope="module")
+def check(compiled):
+    """Compares forward and VJP, sharded and not; returns the collectives."""
 
+    def run(kernel, shape, w, spec, mesh, tolerance=1e-5, **options):
+        x, w = normal(shape, w, dtype=options.pop("dtype", "float32"))
+        f = outputs_and_gradients(kernel, **options)
+        y = jax.eval_shape(lambda x, w: kernel(x, w, **options), x, w)
+        (dy,) = normal(y.shape, dtype=y.dtype)
+        image = NamedSharding(mesh, spec)
+        whole = NamedSharding(mesh, P())
+        try:
+            image.shard_shape(y.shape)
+            outputs = image
+        except ValueError:  # an output that does not divide starts out whole
+            outputs = whole
+        expected, none = compiled(f, x, w, dy)
+        assert not none
+        arrays = jax.device_put((x, w, dy), (image, whole, outputs))
+        results, collectives = compiled(f, *arrays)
+        for got, want in zip(results, expected, strict=True):
+            got, want = (np.asarray(a, np.float64) for a in (got, want))
+            atol = tolerance * np.abs(want).max()
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=atol)
+        assert results[1].sharding.is_equivalent_to(image, x.ndim)
+        return collectives
 
-def check(kernel, shape, w, spec, mesh, tolerance=1e-5, **options):
-    """Forward and VJP, sharded and not; returns the collectives."""
-    x, w = normal(shape, w, dtype=options.pop("dtype", "float32"))
-    f = outputs_and_gradients(kernel, **options)
-    y = jax.eval_shape(lambda x, w: kernel(x, w, **options), x, w)
-    (dy,) = normal(y.shape, dtype=y.dtype)
-    image = NamedSharding(mesh, spec)
-    whole = NamedSharding(mesh, P())
-    try:
-        image.shard_shape(y.shape)
-        outputs = image
-    except ValueError:  # an output that does not divide starts out whole
-        outputs = whole
-    expected, none = run(f, (x, w, dy))
-    assert not none
-    results, collectives = run(f, (x, w, dy), (image, whole, outputs))
-    for got, want in zip(results, expected, strict=True):
-        got, want = (np.asarray(a, np.float64) for a in (got, want))
-        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * np.abs(want).max())
-    assert results[1].sharding.is_equivalent_to(image, x.ndim)
-    return collectives
+    return run
 
 
 VOLUME = (4, 8, 8, 8, 4)
@@ -126,7 +112,7 @@ CASES = [
     [(BATCH, (4,)), (DEPTH_AND_HEIGHT, (2, 4)), (BATCH_DEPTH_AND_WIDTH, (2, 2, 2))],
     ids=["batch", "depth-height", "batch-depth-width"],
 )
-def test_only_halos_move(kernel, implementation, shape, w, options, spec, sizes):
+def test_only_halos_move(kernel, implementation, shape, w, options, spec, sizes, check, mesh_of):
     options = {**options, "implementation": implementation}
     collectives = check(kernel, shape, w, spec, mesh_of(*sizes), **options)
     allowed = {"all-reduce"} if spec == BATCH else {"all-reduce", "collective-permute"}
@@ -176,7 +162,7 @@ PLANE = (3, 3, 3, 4, 4)
         pytest.param("planes", (2, 16, 2), (5, 2, 4), DEPTH, (8,), {}, id="1d"),
     ],
 )
-def test_halos_of_every_length(implementation, shape, w, spec, sizes, options):
+def test_halos_of_every_length(implementation, shape, w, spec, sizes, options, check, mesh_of):
     options = {**options, "implementation": implementation}
     assert check(conv, shape, w, spec, mesh_of(*sizes), **options) == {
         "all-reduce",
@@ -193,20 +179,20 @@ def test_halos_of_every_length(implementation, shape, w, spec, sizes, options):
     ],
 )
 @pytest.mark.parametrize(("implementation", "groups"), [("planes", 1), ("xla", 2)])
-def test_what_does_not_divide_is_right_too(implementation, groups, sizes, options):
+def test_what_does_not_divide_is_right_too(implementation, groups, sizes, options, check, mesh_of):
     options = {**options, "implementation": implementation, "feature_group_count": groups}
     check(conv, (1, 8, 4, 4, 4), (3, 3, 3, 4 // groups, 4), DEPTH, mesh_of(*sizes), **options)
 
 
 @pytest.mark.parametrize(("implementation", "groups"), [("planes", 1), ("xla", 2)])
-def test_bfloat16(implementation, groups):
+def test_bfloat16(implementation, groups, check, mesh_of):
     options = {"implementation": implementation, "feature_group_count": groups}
     w = (3, 3, 3, 4 // groups, 4)
     check(conv, VOLUME, w, BATCH_AND_DEPTH, mesh_of(2, 2), 2e-2, dtype="bfloat16", **options)
 
 
 @pytest.mark.parametrize(("implementation", "groups"), [("planes", 1), ("xla", 2)])
-def test_second_derivatives(implementation, groups):
+def test_second_derivatives(implementation, groups, compiled, mesh_of):
     """The gradient of a gradient's norm, through all three maps and their adjoints."""
     options = {"implementation": implementation, "feature_group_count": groups, "strides": 2}
 
@@ -217,15 +203,16 @@ def test_second_derivatives(implementation, groups):
     arrays = normal((2, 8, 4, 4, 4), (3, 3, 3, 4 // groups, 4))
     mesh = mesh_of(2, 2)
     shardings = (NamedSharding(mesh, BATCH_AND_DEPTH), NamedSharding(mesh, P()))
-    expected, _ = run(jax.grad(norm, (0, 1)), arrays)
-    results, collectives = run(jax.grad(norm, (0, 1)), arrays, shardings)
+    expected, _ = compiled(jax.grad(norm, (0, 1)), *arrays)
+    arrays = jax.device_put(arrays, shardings)
+    results, collectives = compiled(jax.grad(norm, (0, 1)), *arrays)
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * float(jnp.abs(want).max()))
     assert collectives <= {"all-reduce", "collective-permute"}
 
 
 @pytest.mark.parametrize(("implementation", "groups"), [("planes", 1), ("xla", 2)])
-def test_transforms(implementation, groups):
+def test_transforms(implementation, groups, mesh_of):
     """Inside of vmap and of shard_map, over all axes of the mesh or some."""
 
     def f(x, w):
@@ -256,7 +243,7 @@ def test_transforms(implementation, groups):
 
 
 @pytest.mark.parametrize("name", ["planes-strided", "depthwise", "xla-groups", "fft"])
-def test_convolutions_over_explicit_axes(name):
+def test_convolutions_over_explicit_axes(name, check, mesh_of):
     implementation, shape, w, options = CONVS[name]
     options = {**options, "implementation": implementation}
     mesh = mesh_of(2, 2, kind=AxisType.Explicit)
@@ -267,7 +254,7 @@ def test_convolutions_over_explicit_axes(name):
 
 
 @pytest.mark.parametrize("name", ["phases", "xla", "matmul"])
-def test_transposed_convolutions_over_explicit_axes(name):
+def test_transposed_convolutions_over_explicit_axes(name, check, mesh_of):
     implementation, shape, w, options = TRANSPOSES[name]
     options = {**options, "implementation": implementation}
     mesh = mesh_of(2, 2, kind=AxisType.Explicit)
@@ -275,7 +262,7 @@ def test_transposed_convolutions_over_explicit_axes(name):
     assert check(conv_transpose, shape, w, BATCH_AND_WIDTH, mesh, **options) == expected
 
 
-def test_what_explicit_axes_say_of_the_result():
+def test_what_explicit_axes_say_of_the_result(mesh_of):
     """The image's own split, where that divides; whatever the split of the weights."""
     mesh = mesh_of(2, 2, kind=AxisType.Explicit)
     x, w = normal((2, 8, 6, 4, 4), PLANE)
@@ -289,17 +276,17 @@ def test_what_explicit_axes_say_of_the_result():
 
 
 @pytest.mark.parametrize("implementation", ["planes", "xla", "depthwise", "fft"])
-def test_an_empty_batch(implementation):
+def test_an_empty_batch(implementation, compiled, mesh_of):
     groups = 4 if implementation == "depthwise" else 1
     options = {"implementation": implementation, "feature_group_count": groups}
     f = outputs_and_gradients(conv, **options)
-    x, w, dy = normal((0, 4, 4, 4, 4), (3, 3, 3, 4 // groups, 4), (0, 4, 4, 4, 4))
+    arrays = normal((0, 4, 4, 4, 4), (3, 3, 3, 4 // groups, 4), (0, 4, 4, 4, 4))
     mesh = mesh_of(2, 2)
     image, whole = NamedSharding(mesh, BATCH_AND_DEPTH), NamedSharding(mesh, P())
-    for shardings in (None, (image, whole, image)):
-        (y, dx, dw), _ = run(f, (x, w, dy), shardings)
-        assert y.shape == dx.shape == x.shape
-        np.testing.assert_array_equal(dw, np.zeros_like(w))
+    for given in (arrays, jax.device_put(arrays, (image, whole, image))):
+        (y, dx, dw), _ = compiled(f, *given)
+        assert y.shape == dx.shape == arrays[0].shape
+        np.testing.assert_array_equal(dw, np.zeros_like(arrays[1]))
 
 
 @pytest.mark.parametrize("implementation", ["planes", "xla"])
