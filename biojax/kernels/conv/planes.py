@@ -126,9 +126,7 @@ def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
 
 def _scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
     kd, _, _, c, f = kernel
-    if kd == 1 and _is_wide(f, columns):
-        return 0
-    return (kd + strides[0] if max(strides) > 1 else kd) * math.prod(strides[1:]) * c + 3 * f
+    return 0 if kd == 1 and _is_wide(f, columns) else kd * c + 3 * f
 
 
 def _gradient_scratch(kernel: tuple[int, ...], columns: int, strides: tuple[int, ...]) -> int:
