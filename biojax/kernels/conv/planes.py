@@ -102,6 +102,17 @@ def plane_gradient(x: Array, dy: Array, kernel: tuple[int, ...], geometry: Geome
         lax.slice_in_dim(x, j * dw, j * dw + (width - 1) * sw + 1, sw, axis=2) for j in range(kw)
     ]
     unfolded = jnp.concatenate(columns, axis=-1)
+    if kw * c <= f:  # then the image is less to copy for each row of the kernel too
+        last = (height - 1) * sh + 1
+        rows = [lax.slice_in_dim(unfolded, i * dh, i * dh + last, sh, axis=1) for i in range(kh)]
+        product = jnp.einsum(
+            "nhwa,nhwf->af",
+            jnp.concatenate(rows, axis=-1),
+            dy,
+            precision=geometry.precision,
+            preferred_element_type=x.dtype,
+        )
+        return product.reshape(kh, kw, c, f)
     gradient = [jnp.zeros(())] * kh
     for phase in range(sh):
         taps = [i for i in range(kh) if i * dh % sh == phase]
