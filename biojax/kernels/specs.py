@@ -31,6 +31,7 @@ _CONV = [
     Spec("3d", ((2, 5, 6, 4, 3), (3, 3, 3, 3, 4))),
     Spec("3d_many_channels", ((1, 4, 4, 5, 20), (3, 3, 3, 20, 5))),
     Spec("3d_one_channel", ((1, 5, 5, 5, 1), (3, 3, 3, 1, 4))),
+    Spec("3d_one_channel_strided", ((1, 7, 6, 5, 1), (3, 3, 3, 1, 4)), {"strides": 2}),
     Spec("3d_pointwise", ((1, 3, 4, 5, 6), (1, 1, 1, 6, 2))),
     Spec("3d_even_kernel", ((1, 4, 5, 6, 2), (2, 4, 2, 2, 3))),
     Spec("3d_flat_kernel", ((1, 4, 5, 6, 2), (1, 3, 3, 2, 3))),

@@ -6,7 +6,8 @@ With few channels the depths are stacked as channels instead, and one 2-D convol
 
 The gradient of a plane's kernel (kh, kw, c, f) is one matrix product of the image, unfolded along
 the width (kw * c columns), with the outputs' gradient, unfolded along the height (kh * f columns):
-less to copy than unfolding one of them along both.
+less to copy than unfolding one of them along both. If the image has few channels, that is unfolded
+along both, and the outputs' gradient stays as it is.
 """
 
 import math
