@@ -75,10 +75,10 @@ def _normalise_bwd(axes, groups, epsilon, saved, cotangents):
     # Of each channel, before channels of a group are added up.
     dbias = dy.sum(axes, keepdims=True)
     dscale = (dy * standard).sum(axes, keepdims=True)
-    weight = 1 if scale is None else scale.astype(shift.dtype)
+    weight = jnp.ones(c, shift.dtype) if scale is None else scale.astype(shift.dtype)
     count = math.prod(x.shape[axis] for axis in axes) * (c // groups)
-    on_mean = _sum(dbias * weight, groups) * rstd - dmean
-    on_standard = _sum(dscale * weight, groups) * rstd - 2 * dvar / rstd
+    on_mean = _sum(dbias, weight, groups) * rstd - dmean
+    on_standard = _sum(dscale, weight, groups) * rstd - 2 * dvar / rstd
     dx = dy * (_each(rstd, c) * weight) - _each(on_mean, c) / count
     dx = dx - standard * (_each(on_standard, c) / count)
 
@@ -113,11 +113,13 @@ def _mean(v: Array, axes: tuple[int, ...], groups: int) -> Array:
     return v if groups == v.shape[-1] else _grouped(v, groups).mean(-1)
 
 
-def _sum(v: Array, groups: int) -> Array:
-    """(..., c) to (..., groups), as a product with ones: XLA's own sum is slow here on CPU."""
+def _sum(v: Array, weight: Array, groups: int) -> Array:
+    """(..., c) times weight (c,) to (..., groups), as a product: XLA's own sum is slow on CPU."""
     if groups == v.shape[-1]:
-        return v
-    v = _grouped(v, groups)
+        return v * weight
+    if groups == 1:
+        return jnp.dot(v, weight[:, None], precision=lax.Precision.HIGHEST)
+    v = _grouped(v * weight, groups)
     return jnp.dot(v, jnp.ones(v.shape[-1], v.dtype), precision=lax.Precision.HIGHEST)
 
 
