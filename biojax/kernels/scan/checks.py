@@ -1,0 +1,51 @@
+"""What the scans with states of several parts ask of their arguments."""
+
+import jax.numpy as jnp
+
+from biojax.errors import ConfigError, ShapeError
+from biojax.kernels.dispatch import accumulator
+from biojax.typing import Array, Dtype
+
+__all__ = ["check_chunk", "check_dtypes", "initial_state"]
+
+
+def check_dtypes(where: str, **arrays: Array) -> None:
+    """Refuse what is no float, or wider than sums over the first array, the output's dtype."""
+    first, *_ = arrays.values()
+    wide = accumulator(first.dtype)
+    for array in arrays.values():
+        if not (
+            jnp.issubdtype(array.dtype, jnp.floating)
+            and jnp.promote_types(array.dtype, wide) == wide
+        ):
+            raise ShapeError(
+                where,
+                ", ".join(f"{name} of {each.dtype}" for name, each in arrays.items()),
+                f"floating dtypes, none of them wider than {wide}",
+                "Convert them with astype",
+            )
+
+
+def initial_state(
+    where: str, name: str, value: Array | None, shape: tuple[int, ...], dtype: Dtype
+) -> Array:
+    """The state before the first step, in at least float32; zeros if None."""
+    wide = accumulator(dtype)
+    if value is None:
+        return jnp.zeros(shape, wide)
+    if value.shape != shape or jnp.promote_types(value.dtype, wide) != wide:
+        raise ShapeError(
+            where,
+            f"{name} of {value.dtype} and shape {value.shape}",
+            f"shape {shape}, and no dtype wider than {wide}",
+            "Begin with zeros, or convert it",
+        )
+    return value.astype(wide)
+
+
+def check_chunk(where: str, chunk: int) -> None:
+    """Refuse chunks without steps."""
+    if chunk < 1:
+        raise ConfigError(
+            where, f"chunk={chunk}", "at least one step", "Leave chunk out for 64", "chunk=1"
+        )

@@ -1,0 +1,76 @@
+"""Recurrences chunk by chunk, of which only the states between the chunks outlive their chunk."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from biojax.kernels.conv.blocks import varying
+from biojax.typing import Array
+
+__all__ = ["by_chunks", "segment_sums"]
+
+
+def by_chunks(
+    run: Callable[..., tuple[Array, Any]],
+    state0: Any,
+    arrays: Sequence[Array],
+    fill: Sequence[float],
+    chunk: int,
+    reverse: bool,
+) -> tuple[Array, Any]:
+    """Apply y, state = run(state, *parts) to one chunk of steps after the other.
+
+    For gradients the chunks are computed anew, last one first, each from the state before it. So
+    these states are all that is kept.
+
+    Args:
+      run: a recurrence over few steps, from the first to the last.
+      state0: before the first chunk, of the dtype that `run` returns.
+      arrays: the inputs, (b, t, ...) each.
+      fill: for each of them the value of the steps that make the last chunk whole. Such a step
+        must leave the state as it is.
+      chunk: how many steps `run` takes.
+      reverse: run from the last step to the first.
+
+    Returns:
+      y: of all steps, (b, t, ...). The last state in the order run.
+    """
+    t = arrays[0].shape[1]
+    chunk = min(chunk, t)
+    count = -(-t // chunk)
+
+    def split(x: Array, value: float) -> Array:
+        widths = [(0, 0), (0, count * chunk - t), *[(0, 0)] * (x.ndim - 2)]
+        x = jnp.pad(x, widths, constant_values=value)
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
+
+    def in_order(x: Array) -> Array:
+        return jnp.flip(x, 1) if reverse else x
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def body(state, parts):
+        y, state = run(state, *map(in_order, parts))
+        return state, in_order(y)
+
+    parts = tuple(map(split, arrays, fill))
+    state0 = jax.tree.map(lambda part: varying(part, *arrays, *jax.tree.leaves(state0)), state0)
+    state, y = lax.scan(body, state0, parts, reverse=reverse)
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(y.shape[0], count * chunk, *y.shape[3:])[:, :t], state
+
+
+def segment_sums(x: Array) -> Array:
+    """The sum of x over the steps after j up to i, for every i >= j; minus infinity for others.
+
+    (..., t) to (..., t, t), [i, j]. A difference of two cumulative sums would be less work, but
+    loses the small steps that follow a very negative one.
+    """
+    t = x.shape[-1]
+    until = jnp.tri(t, dtype=x.dtype)
+    after = jnp.tri(t, k=-1, dtype=x.dtype)
+    sums = jnp.einsum("il,...lj->...ij", until, x[..., None] * after, precision="highest")
+    return jnp.where(until > 0, sums, -jnp.inf)

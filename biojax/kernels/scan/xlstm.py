@@ -1,0 +1,313 @@
+"""The recurrences of xLSTM, with a matrix and with a scalar for memory and exponential gates."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from biojax.errors import ShapeError
+from biojax.kernels.conv.blocks import varying
+from biojax.kernels.dispatch import platform, select
+from biojax.kernels.scan import chunked_mlstm
+from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
+from biojax.typing import Array
+
+__all__ = ["mlstm", "mlstm_step", "slstm", "slstm_step"]
+
+MatrixState = tuple[Array, Array, Array]
+ScalarState = tuple[Array, Array, Array, Array]
+
+
+def mlstm(
+    query: Array,
+    key: Array,
+    value: Array,
+    i: Array,
+    f: Array,
+    *,
+    state0: MatrixState | None = None,
+    scale: float | None = None,
+    chunk: int = 64,
+    reverse: bool = False,
+    implementation: str | None = None,
+) -> tuple[Array, MatrixState]:
+    """LSTM whose memory is a matrix of keys and values; without weights, so parallel in time.
+
+    C_t = sigmoid(f_t) C_{t-1} + exp(i_t) scale k_t v_t^T
+    n_t = sigmoid(f_t) n_{t-1} + exp(i_t) scale k_t
+    h_t = C_t^T q_t / max(|n_t . q_t|, 1)
+
+    So that no exponential overflows, C and n are held as multiples of exp(m),
+
+    m_t = max(log sigmoid(f_t) + m_{t-1}, i_t),
+
+    and the 1 is exp(-m_t), for m beyond 40 exp(-40). h does not depend on m; no gradient flows
+    through it.
+
+    Args:
+      query: (b, t, n, k). key: (b, t, n, k). value: (b, t, n, v).
+      i: input gate before its exponential, (b, t, n); minus infinity takes nothing in.
+      f: forget gate before its sigmoid, (b, t, n).
+      state0: C (b, n, k, v), n (b, n, k) and m (b, n) before the first step; zeros if None.
+      scale: of the keys; 1 / sqrt(k) if None.
+      chunk: steps that are computed at once, and of which gradients keep one state.
+      reverse: run from the last step to the first.
+      implementation: "chunked" (matrix products within chunks, and a scan over their states),
+        "parallel" (all steps in one chunk), "sequential" (step by step), or None to choose.
+
+    Returns:
+      h: (b, t, n, v), of value's dtype. (C, n, m): the last state in the order run, float32 at
+      least.
+
+    Raises:
+      ShapeError: the arrays do not fit together.
+      ConfigError: a chunk without steps, or an unknown implementation.
+
+    States and sums are held in at least float32. Beside copies of inputs and outputs "chunked"
+    takes memory for (b, n, chunk, chunk) a few times, and gradients for one state in each chunk,
+    (t / chunk, b, n, k, v); "sequential" takes memory for the states of one chunk instead of the
+    former. Time is linear in t. "parallel" takes memory and time quadratic in t.
+    Source: Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, section 2.3 and
+    appendix A.3; in chunks: Beck et al., "Tiled flash linear attention", 2025, section 3.
+
+    >>> one, gate = jnp.ones((1, 3, 1, 1)), jnp.zeros((1, 3, 1))
+    >>> h, (C, n, m) = mlstm(one, one, one, gate, gate)  # half is forgotten
+    >>> n.ravel() * jnp.exp(m)[0]
+    Array([1.75], dtype=float32)
+    >>> h.ravel()
+    Array([1., 1., 1.], dtype=float32)
+    """
+    where = "mlstm"
+    _check_mlstm(where, 2, query, key, value, i, f)
+    check_chunk(where, chunk)
+    state0 = _initial_mlstm(where, "state0", state0, query, value)
+    scale = math.sqrt(1 / query.shape[-1]) if scale is None else scale
+    implementations = {
+        "chunked": chunked_mlstm.chunked,
+        "parallel": chunked_mlstm.parallel,
+        "sequential": chunked_mlstm.sequential,
+    }
+
+    def rule() -> tuple[str, str]:
+        if platform() == "cpu" and query.shape[1] < 8:
+            return "sequential", "a few steps, on CPU"
+        return "chunked", "matrix products"
+
+    run = select(where, implementations, implementation, rule)
+    h, C, n, m = run(query, key, value, i, f, *state0, scale, chunk, reverse)
+    return h, (C, n, m)
+
+
+def mlstm_step(
+    state: MatrixState,
+    query: Array,
+    key: Array,
+    value: Array,
+    i: Array,
+    f: Array,
+    *,
+    scale: float | None = None,
+) -> tuple[Array, MatrixState]:
+    """One step of `mlstm`.
+
+    Args:
+      state: C (b, n, k, v), n (b, n, k) and m (b, n) before the step; zeros to begin with.
+      query: (b, n, k). key: (b, n, k). value: (b, n, v). i: (b, n). f: (b, n). As there, without
+        time.
+      scale: of the keys; 1 / sqrt(k) if None.
+
+    Returns:
+      h: (b, n, v), of value's dtype. The state after the step, float32 at least.
+
+    Raises:
+      ShapeError: the arrays do not fit together.
+
+    >>> state = jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1)), jnp.zeros((1, 1))
+    >>> one = jnp.ones((1, 1, 1))
+    >>> h, state = mlstm_step(state, one, one, one, jnp.log(one[0] / 2), one[0])
+    >>> h.ravel()
+    Array([0.5], dtype=float32)
+    """
+    where = "mlstm_step"
+    _check_mlstm(where, 1, query, key, value, i, f)
+    state = _initial_mlstm(where, "state", state, query, value)
+    scale = math.sqrt(1 / query.shape[-1]) if scale is None else scale
+    q, k, v, i, f = (x.astype(state[0].dtype) for x in (query, key, value, i, f))
+    h, state = chunked_mlstm.step(state, q, scale * k, v, i, jax.nn.log_sigmoid(f))
+    return h.astype(value.dtype), state
+
+
+def slstm(
+    gates: Array,
+    w_h: Array,
+    *,
+    state0: ScalarState | None = None,
+    reverse: bool = False,
+    implementation: str | None = None,
+) -> tuple[Array, ScalarState]:
+    """LSTM with exponential input gates and a normaliser, whose heads see themselves alone.
+
+    i, f, z, o = gates_t + h_{t-1} W_h              for each head
+    c_t = sigmoid(f) c_{t-1} + exp(i) tanh(z)
+    n_t = sigmoid(f) n_{t-1} + exp(i)
+    h_t = sigmoid(o) c_t / n_t
+
+    So that no exponential overflows, c and n are held as multiples of exp(m),
+
+    m_t = max(log sigmoid(f) + m_{t-1}, i),   at the first step i,
+
+    on which h does not depend; no gradient flows through it. Until anything is taken in, h is 0.
+
+    Args:
+      gates: x_t W_x + bias, (b, t, n, 4, k), the gates in the order i, f, z, o.
+      w_h: weights of the state, (n, k, 4, k), the gates in the same order.
+      state0: h, c, n and m before the first step, (b, n, k) each; zeros if None.
+      reverse: run from the last step to the first.
+      implementation: "sequential", or None to choose.
+
+    Returns:
+      h: (b, t, n, k), of gates' dtype. (h, c, n, m): the last state in the order run, float32 at
+      least.
+
+    Raises:
+      ShapeError: the arrays do not fit together.
+      ConfigError: an unknown implementation.
+
+    States are held in at least float32. Gradients keep the state of every step and compute the
+    rest anew.
+    Source: Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, section 2.2 and
+    appendix A.2.
+
+    >>> gates = jnp.zeros((1, 3, 1, 4, 1)).at[..., 2, :].set(jnp.inf)  # z = 1
+    >>> h, (_, c, n, m) = slstm(gates, jnp.zeros((1, 1, 4, 1)))
+    >>> h.ravel(), n.ravel() * jnp.exp(m).ravel()
+    (Array([0.5, 0.5, 0.5], dtype=float32), Array([1.75], dtype=float32))
+    """
+    where = "slstm"
+    _check_slstm(where, 2, gates, w_h)
+    state0 = _initial_slstm(where, "state0", state0, gates)
+    run = select(
+        where, {"sequential": _slstm}, implementation, lambda: ("sequential", "the only one")
+    )
+    h, *state = run(gates, w_h, *state0, reverse)
+    h_last, c, n, m = state
+    return h, (h_last, c, n, m)
+
+
+def slstm_step(state: ScalarState, gates: Array, w_h: Array) -> tuple[Array, ScalarState]:
+    """One step of `slstm`.
+
+    Args:
+      state: h, c, n and m before the step, (b, n, k) each; zeros to begin with.
+      gates: (b, n, 4, k). w_h: (n, k, 4, k). As there, without time.
+
+    Returns:
+      h: (b, n, k), of gates' dtype. The state after the step, float32 at least.
+
+    Raises:
+      ShapeError: the arrays do not fit together.
+
+    >>> state = (jnp.zeros((1, 1, 2)),) * 4
+    >>> h, state = slstm_step(state, jnp.ones((1, 1, 4, 2)), jnp.ones((1, 2, 4, 2)))
+    >>> h.ravel().round(5)
+    Array([0.55677, 0.55677], dtype=float32)
+    """
+    _check_slstm("slstm_step", 1, gates, w_h)
+    state = _initial_slstm("slstm_step", "state", state, gates)
+    state = _slstm_step(state, gates, w_h)
+    return state[0].astype(gates.dtype), state
+
+
+@partial(jax.jit, static_argnames=["reverse"], inline=True)
+def _slstm(gates, w_h, h, c, n, m, reverse):
+    @partial(jax.checkpoint, prevent_cse=False)
+    def body(state, gates):
+        state = _slstm_step(state, gates, w_h)
+        return state, state[0].astype(gates.dtype)
+
+    state = tuple(varying(part, gates, w_h, h, c, n, m) for part in (h, c, n, m))
+    state, h = lax.scan(body, state, jnp.moveaxis(gates, 1, 0), reverse=reverse)
+    return jnp.moveaxis(h, 0, 1), *state
+
+
+def _slstm_step(state: ScalarState, gates: Array, w_h: Array) -> ScalarState:
+    h, c, n, m = state
+    heads, k = h.shape[1:]
+    w = w_h.reshape(heads, k, 4 * k)
+    products = jnp.einsum("bnk,nkf->bnf", h.astype(w.dtype), w, preferred_element_type=h.dtype)
+    i, f, z, o = jnp.moveaxis(gates + products.reshape(*h.shape[:2], 4, k), 2, 0)
+    # Before anything was taken in there is nothing to carry, and any m would do but the largest.
+    carried = jnp.where(n > 0, jax.nn.log_sigmoid(f) + lax.stop_gradient(m), -1e30)
+    m = lax.stop_gradient(jnp.maximum(carried, i))
+    kept, taken = jnp.exp(carried - m), jnp.exp(i - m)
+    c = kept * c + taken * jnp.tanh(z)
+    n = kept * n + taken
+    return jax.nn.sigmoid(o) * c / jnp.where(n > 0, n, 1.0), c, n, m
+
+
+def _initial_mlstm(
+    where: str, name: str, state: MatrixState | None, query: Array, value: Array
+) -> MatrixState:
+    heads, k, v = *query.shape[-2:], value.shape[-1]
+    shapes = [(query.shape[0], heads, *rest) for rest in ((k, v), (k,), ())]
+    C, n, m = _initial(where, name, state, shapes, ("C", "n", "m"), value.dtype)
+    return C, n, m
+
+
+def _initial_slstm(where: str, name: str, state: ScalarState | None, gates: Array) -> ScalarState:
+    shapes = [(gates.shape[0], gates.shape[-3], gates.shape[-1])] * 4
+    h, c, n, m = _initial(where, name, state, shapes, ("h", "c", "n", "m"), gates.dtype)
+    return h, c, n, m
+
+
+def _initial(where, name, state, shapes, names, dtype) -> list[Array]:
+    if state is not None and len(state) != len(names):
+        raise ShapeError(
+            where,
+            f"{name} of {len(state)} parts",
+            f"the parts {', '.join(names)}",
+            f"Pass the state that {where} returned",
+        )
+    parts = state or [None] * len(names)
+    return [
+        initial_state(where, f"{each} of {name}", part, shape, dtype)
+        for each, part, shape in zip(names, parts, shapes, strict=True)
+    ]
+
+
+def _check_mlstm(where: str, before: int, query, key, value, i, f) -> None:
+    """The arrays have `before` axes before their heads: batch and time, or batch."""
+    fits = (
+        query.ndim == value.ndim == before + 2
+        and query.shape == key.shape
+        and query.shape[:-1] == value.shape[:-1] == i.shape == f.shape
+        and min(query.shape[1:]) > 0
+    )
+    if not fits:
+        axes = "b, t, n" if before == 2 else "b, n"
+        raise ShapeError(
+            where,
+            f"query {query.shape}, key {key.shape}, value {value.shape}, i {i.shape}, f {f.shape}",
+            f"query and key ({axes}, k), value ({axes}, v), i and f ({axes}), none of them empty",
+            "Make the shapes agree",
+        )
+    check_dtypes(where, value=value, query=query, key=key, i=i, f=f)
+
+
+def _check_slstm(where: str, before: int, gates: Array, w_h: Array) -> None:
+    fits = gates.ndim == before + 3 and w_h.ndim == 4 and min(gates.shape[1:]) > 0
+    if not (
+        fits
+        and w_h.shape == (gates.shape[-3], gates.shape[-1], 4, gates.shape[-1])
+        and gates.shape[-2] == 4
+    ):
+        axes = "b, t, n" if before == 2 else "b, n"
+        raise ShapeError(
+            where,
+            f"gates {gates.shape}, w_h {w_h.shape}",
+            f"gates ({axes}, 4, k), w_h (n, k, 4, k), none of them empty",
+            "Make the shapes agree",
+        )
+    check_dtypes(where, gates=gates, w_h=w_h)
