@@ -79,8 +79,8 @@ def hilbert(shape: Sequence[int]) -> np.ndarray:
     Colour the voxels black and white like a chessboard. Each step changes the colour, so that a
     path from a corner to the other end of a needs a even, or a, b and c odd. Therefore b is cut
     after an even number of voxels, and so is an a cut in two; in a cut into five with b and c odd,
-    a is cut after an odd number. Then every part is again of that kind, down to rows. Cubes (squares)
-    whose sides are a power of two are cut into octants (quadrants), as Hilbert's are.
+    a is cut after an odd number. Then every part is again of that kind, down to rows. Cubes and
+    squares whose sides are a power of two are cut into octants and quadrants, as Hilbert's are.
 
     Args:
       shape: size of each of one to three axes.
