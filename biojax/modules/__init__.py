@@ -2,8 +2,10 @@
 
 from biojax.modules.attention import MultiHeadAttention, TransformerBlock
 from biojax.modules.conv import Conv, ConvBlock, ConvTranspose
+from biojax.modules.dense import BlockDense
 from biojax.modules.embed import PatchEmbed, sincos_positions
 from biojax.modules.norm import make_norm
+from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, Bidirectional, make_recurrent
 
 __all__ = [
@@ -11,9 +13,11 @@ __all__ = [
     "LSTM",
     "RNN",
     "Bidirectional",
+    "BlockDense",
     "Conv",
     "ConvBlock",
     "ConvTranspose",
+    "LearnedPositions",
     "MultiHeadAttention",
     "PatchEmbed",
     "TransformerBlock",
