@@ -9,6 +9,7 @@ from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.unet import UNet
+from biojax.models.vil import ViL
 
 __all__ = [
     "AttentionClassifier",
@@ -20,6 +21,7 @@ __all__ = [
     "ResNet3D",
     "ResidualUNet",
     "UNet",
+    "ViL",
     "count_parameters",
     "create_model",
     "list_models",

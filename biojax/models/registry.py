@@ -21,6 +21,7 @@ from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.unet import UNet
+from biojax.models.vil import ViL
 
 __all__ = ["MODELS", "PRESETS", "count_parameters", "create_model", "list_models", "model_fields"]
 
@@ -41,6 +42,9 @@ MODELS: dict[str, type[nn.Module]] = {
     "rnn_classifier": RNNClassifier,
     "rnn_encoder_decoder": RNNEncoderDecoder,
     "unet": UNet,
+    "vil_b": ViL,
+    "vil_s": ViL,
+    "vil_t": ViL,
 }
 
 # The fields in which a name differs from the defaults of its class.
@@ -56,6 +60,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "resnet3d_34": {"num_blocks": (3, 4, 6, 3)},
     "resnet3d_50": {"num_blocks": (3, 4, 6, 3), "bottleneck": True},
+    "vil_b": {"features": 768},
+    "vil_s": {"features": 384},
 }
 
 

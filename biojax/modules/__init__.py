@@ -4,9 +4,11 @@ from biojax.modules.attention import MultiHeadAttention, TransformerBlock
 from biojax.modules.conv import Conv, ConvBlock, ConvTranspose
 from biojax.modules.dense import BlockDense
 from biojax.modules.embed import PatchEmbed, sincos_positions
+from biojax.modules.griffin import GriffinBlock
 from biojax.modules.norm import make_norm
 from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, Bidirectional, make_recurrent
+from biojax.modules.xlstm import ViLBlock
 
 __all__ = [
     "GRU",
@@ -17,10 +19,12 @@ __all__ = [
     "Conv",
     "ConvBlock",
     "ConvTranspose",
+    "GriffinBlock",
     "LearnedPositions",
     "MultiHeadAttention",
     "PatchEmbed",
     "TransformerBlock",
+    "ViLBlock",
     "make_norm",
     "make_recurrent",
     "sincos_positions",

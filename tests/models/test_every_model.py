@@ -27,10 +27,11 @@ MODELS = {
     "rnn_classifier": {"num_classes": 3, "features": 4, "num_layers": 2},
     "rnn_encoder_decoder": {"num_classes": 3, "features": 4, "num_layers": 2},
     "unet": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1},
+    "vil_t": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2, "patch_size": 4},
 }
 IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
 DENSE = [name for name, fields in MODELS.items() if "out_channels" in fields]
-PATCHED = ["attention_classifier", "rnn_classifier", "rnn_encoder_decoder"]
+PATCHED = ["attention_classifier", "rnn_classifier", "rnn_encoder_decoder", "vil_t"]
 CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in (1, 2, 3)]
 
 
@@ -75,11 +76,12 @@ def test_shapes_and_dtypes(name, dims):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_computation_is_in_bfloat16(name, monkeypatch):
-    """All products are, though the parameters and the logits are float32.
+    """All products are, though parameters, logits and the states of recurrences are float32.
 
     As traced for an accelerator: on CPU, blocks of a convolution are computed in float32.
     """
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr("biojax.modules.xlstm.mlstm", lambda q, k, v, *_: (q + k + v, None))
     model = make(name, 2, dtype=jnp.bfloat16)
     x = jax.ShapeDtypeStruct(IMAGE[2], jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -164,6 +166,7 @@ INTERMEDIATES = {
 
 
 INTERMEDIATES["resenc_unet_l"] = INTERMEDIATES["unet"]
+INTERMEDIATES["vil_t"] = INTERMEDIATES["attention_classifier"]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -27,6 +27,9 @@ REQUIRED = {
     "rnn_classifier": {"num_classes": 3},
     "rnn_encoder_decoder": {"num_classes": 3},
     "unet": {"out_channels": 3},
+    "vil_b": {"num_classes": 2},
+    "vil_s": {"num_classes": 2},
+    "vil_t": {"num_classes": None},
 }
 
 
@@ -54,6 +57,7 @@ def test_names_are_those_of_the_classes():
         "rnn_classifier": models.RNNClassifier,
         "rnn_encoder_decoder": models.RNNEncoderDecoder,
         "unet": models.UNet,
+        **dict.fromkeys((f"vil_{size}" for size in "tsb"), models.ViL),
     }
 
 
