@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import ShapeError
-from biojax.kernels.dispatch import accumulator, platform, select
+from biojax.kernels.dispatch import accumulator, select
 from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
 from biojax.kernels.scan.chunks import by_chunks, segment_sums
 from biojax.typing import Array
@@ -70,10 +70,13 @@ def ssd(
     where = "ssd"
     _check(where, 2, x, dt, A, B, C, D)
     check_chunk(where, chunk)
-    b, t, n, k = x.shape
-    h0 = initial_state(where, "h0", h0, (b, n, k, B.shape[-1]), x.dtype)
+    h0 = initial_state(where, "h0", h0, (x.shape[0], *x.shape[2:], B.shape[-1]), x.dtype)
+
+    def rule() -> tuple[str, str]:  # on CPU from 4 steps to 1024, and by far with gradients
+        return "chunked", "matrix products, the faster for any number of steps"
+
     implementations = {"chunked": partial(_scan, _matrices), "sequential": partial(_scan, _steps)}
-    run = select(where, implementations, implementation, partial(_rule, t))
+    run = select(where, implementations, implementation, rule)
     return run(x, dt, A, B, C, D, h0, chunk, reverse)
 
 
@@ -108,12 +111,6 @@ def ssd_step(
     if D is not None:
         y += D.astype(wide)[:, None] * x
     return y.astype(x.dtype), h.reshape(*x.shape, -1)
-
-
-def _rule(t: int) -> tuple[str, str]:
-    if platform() == "cpu" and t < 8:
-        return "sequential", "a few steps, on CPU"
-    return "chunked", "matrix products"
 
 
 @partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse"], inline=True)
