@@ -8,6 +8,7 @@ from biojax.modules.griffin import GriffinBlock
 from biojax.modules.norm import make_norm
 from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, Bidirectional, make_recurrent
+from biojax.modules.ssm import Mamba2Block, MambaBlock, SelectiveSSM, VSSBlock
 from biojax.modules.xlstm import ViLBlock
 
 __all__ = [
@@ -21,9 +22,13 @@ __all__ = [
     "ConvTranspose",
     "GriffinBlock",
     "LearnedPositions",
+    "Mamba2Block",
+    "MambaBlock",
     "MultiHeadAttention",
     "PatchEmbed",
+    "SelectiveSSM",
     "TransformerBlock",
+    "VSSBlock",
     "ViLBlock",
     "make_norm",
     "make_recurrent",
