@@ -8,8 +8,11 @@ from biojax.models.resenc_unet import ResEncUNet
 from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
+from biojax.models.segmamba import SegMamba
+from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.vil import ViL
+from biojax.models.vision_mamba import VisionMamba
 
 __all__ = [
     "AttentionClassifier",
@@ -20,8 +23,11 @@ __all__ = [
     "ResEncUNet",
     "ResNet3D",
     "ResidualUNet",
+    "SegMamba",
+    "UMamba",
     "UNet",
     "ViL",
+    "VisionMamba",
     "count_parameters",
     "create_model",
     "list_models",

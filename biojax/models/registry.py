@@ -20,8 +20,11 @@ from biojax.models.resenc_unet import ResEncUNet
 from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
+from biojax.models.segmamba import SegMamba
+from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.vil import ViL
+from biojax.models.vision_mamba import VisionMamba
 
 __all__ = ["MODELS", "PRESETS", "count_parameters", "create_model", "list_models", "model_fields"]
 
@@ -41,10 +44,17 @@ MODELS: dict[str, type[nn.Module]] = {
     "resnet3d_50": ResNet3D,
     "rnn_classifier": RNNClassifier,
     "rnn_encoder_decoder": RNNEncoderDecoder,
+    "segmamba": SegMamba,
+    "umamba_bot": UMamba,
+    "umamba_enc": UMamba,
     "unet": UNet,
     "vil_b": ViL,
     "vil_s": ViL,
     "vil_t": ViL,
+    "vision_mamba": VisionMamba,
+    "vision_mamba_b": VisionMamba,
+    "vision_mamba_s": VisionMamba,
+    "vision_mamba_t": VisionMamba,
 }
 
 # The fields in which a name differs from the defaults of its class.
@@ -60,8 +70,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "resnet3d_34": {"num_blocks": (3, 4, 6, 3)},
     "resnet3d_50": {"num_blocks": (3, 4, 6, 3), "bottleneck": True},
+    "umamba_enc": {"mamba_in_encoder": True},
     "vil_b": {"features": 768},
     "vil_s": {"features": 384},
+    "vision_mamba_b": {"features": 768},
+    "vision_mamba_s": {"features": 384},
 }
 
 

@@ -26,12 +26,34 @@ MODELS = {
     "resnet3d_50": {"num_classes": 3, "features": (2, 3), "num_blocks": (1, 1)},
     "rnn_classifier": {"num_classes": 3, "features": 4, "num_layers": 2},
     "rnn_encoder_decoder": {"num_classes": 3, "features": 4, "num_layers": 2},
+    "segmamba": {
+        "out_channels": 3,
+        "features": (2, 3),
+        "num_blocks": (1, 1),
+        "hidden_features": 4,
+        "state_size": 2,
+    },
+    "umamba_bot": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1, "state_size": 2},
+    "umamba_enc": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1, "state_size": 2},
     "unet": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1},
     "vil_t": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2, "patch_size": 4},
+    "vision_mamba_t": {
+        "num_classes": 3,
+        "features": 4,
+        "num_layers": 2,
+        "state_size": 2,
+        "patch_size": 4,
+    },
 }
 IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
 DENSE = [name for name, fields in MODELS.items() if "out_channels" in fields]
-PATCHED = ["attention_classifier", "rnn_classifier", "rnn_encoder_decoder", "vil_t"]
+PATCHED = [
+    "attention_classifier",
+    "rnn_classifier",
+    "rnn_encoder_decoder",
+    "vil_t",
+    "vision_mamba_t",
+]
 CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in (1, 2, 3)]
 
 
@@ -81,6 +103,7 @@ def test_the_computation_is_in_bfloat16(name, monkeypatch):
     As traced for an accelerator: on CPU, blocks of a convolution are computed in float32.
     """
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr("biojax.modules.ssm.selective_scan", lambda u, *_, **__: (u, None))
     monkeypatch.setattr("biojax.modules.xlstm.mlstm", lambda q, k, v, *_: (q + k + v, None))
     model = make(name, 2, dtype=jnp.bfloat16)
     x = jax.ShapeDtypeStruct(IMAGE[2], jnp.float32)
@@ -110,6 +133,9 @@ GRADIENTS = {
     "residual_unet": (3, {"norm": "layer", "features": (4, 6)}),
     "resnet3d_18": (2, {"norm": "layer", "features": (4, 6)}),
     "resnet3d_50": (2, {"norm": "layer", "features": (4, 6)}),
+    "segmamba": (2, {"norm": "layer", "features": (4, 6)}),
+    "umamba_bot": (2, {"norm": "layer", "features": (4, 6)}),
+    "umamba_enc": (2, {"norm": "layer", "features": (4, 6, 6)}),
 }
 
 
@@ -155,6 +181,12 @@ INTERMEDIATES = {
     "resnet3d_50": {"stage0": (2, 6, 8, 8), "stage1": (2, 3, 4, 12)},
     "rnn_classifier": {"states0": (2, 12, 4), "states1": (2, 12, 4)},
     "rnn_encoder_decoder": {"context": (2, 4)},
+    "segmamba": {
+        "stage0": (2, 6, 8, 2),
+        "stage1": (2, 3, 4, 3),
+        "decoder1": (2, 6, 8, 3),
+        "decoder0": (2, 12, 16, 2),
+    },
     "unet": {
         "encoder0": (2, 12, 16, 2),
         "encoder1": (2, 6, 8, 3),
@@ -165,8 +197,10 @@ INTERMEDIATES = {
 }
 
 
-INTERMEDIATES["resenc_unet_l"] = INTERMEDIATES["unet"]
-INTERMEDIATES["vil_t"] = INTERMEDIATES["attention_classifier"]
+for same in ("resenc_unet_l", "umamba_bot", "umamba_enc"):
+    INTERMEDIATES[same] = INTERMEDIATES["unet"]
+for same in ("vil_t", "vision_mamba_t"):
+    INTERMEDIATES[same] = INTERMEDIATES["attention_classifier"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -202,7 +236,7 @@ def test_sizes_that_the_stride_does_not_divide_are_refused(name):
         model.init(jax.random.key(0), jnp.ones((1, 12, 14, 2)))
 
 
-@pytest.mark.parametrize("name", ["mednext_s", "resenc_unet_l", "unet"])
+@pytest.mark.parametrize("name", ["mednext_s", "resenc_unet_l", "umamba_bot", "unet"])
 def test_deep_supervision(name, with_parameters, quick_jit):
     x = np.random.default_rng(0).standard_normal(IMAGE[2]).astype(np.float32)
     model = make(name, 2, deep_supervision=True)

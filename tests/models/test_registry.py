@@ -26,10 +26,17 @@ REQUIRED = {
     "resnet3d_50": {"num_classes": 2},
     "rnn_classifier": {"num_classes": 3},
     "rnn_encoder_decoder": {"num_classes": 3},
+    "segmamba": {"out_channels": 2},
+    "umamba_bot": {"out_channels": 2},
+    "umamba_enc": {"out_channels": 2},
     "unet": {"out_channels": 3},
     "vil_b": {"num_classes": 2},
     "vil_s": {"num_classes": 2},
     "vil_t": {"num_classes": None},
+    "vision_mamba": {"num_classes": 2},
+    "vision_mamba_b": {"num_classes": 2},
+    "vision_mamba_s": {"num_classes": 2},
+    "vision_mamba_t": {"num_classes": None},
 }
 
 
@@ -56,8 +63,12 @@ def test_names_are_those_of_the_classes():
         **dict.fromkeys((f"resnet3d_{depth}" for depth in (18, 34, 50)), models.ResNet3D),
         "rnn_classifier": models.RNNClassifier,
         "rnn_encoder_decoder": models.RNNEncoderDecoder,
+        "segmamba": models.SegMamba,
+        **dict.fromkeys((f"umamba_{where}" for where in ("bot", "enc")), models.UMamba),
         "unet": models.UNet,
         **dict.fromkeys((f"vil_{size}" for size in "tsb"), models.ViL),
+        "vision_mamba": models.VisionMamba,
+        **dict.fromkeys((f"vision_mamba_{size}" for size in "tsb"), models.VisionMamba),
     }
 
 
@@ -161,6 +172,8 @@ def test_fields_survive_json(name):
         **{f"resenc_unet_{size}": small for size in ("m", "l", "xl")},
         **{f"resnet3d_{depth}": small for depth in (18, 34, 50)},
         "residual_unet": {"features": (4, 8), "strides": ((1, 2, 2),)},
+        "segmamba": small,
+        **{f"umamba_{where}": {"features": (4, 8), "num_convs": 3} for where in ("bot", "enc")},
         "unet": {"features": (4, 8), "strides": (1, (1, 2, 2)), "kernel_size": (1, 3, 3)},
         "cnn_classifier": {"features": (4, 8)},
     }.get(name, {"patch_size": (2, 3), "spatial_dims": 2})
