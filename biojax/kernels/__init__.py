@@ -10,7 +10,22 @@ from biojax.kernels.dispatch import Choice, explain
 from biojax.kernels.norm import batch_norm, group_norm, instance_norm, layer_norm
 from biojax.kernels.pool import avg_pool, max_pool
 from biojax.kernels.resize import resize
-from biojax.kernels.scan import gru, linear_scan, lstm, rnn
+from biojax.kernels.scan import (
+    conv_gru,
+    conv_lstm,
+    gru,
+    linear_scan,
+    lstm,
+    mlstm,
+    rg_lru,
+    rnn,
+    scan_volume,
+    selective_scan,
+    slstm,
+    ssd,
+    traverse,
+    untraverse,
+)
 from biojax.kernels.tune import tune
 
 __all__ = [
@@ -19,6 +34,8 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "conv",
+    "conv_gru",
+    "conv_lstm",
     "conv_transpose",
     "explain",
     "group_norm",
@@ -28,7 +45,15 @@ __all__ = [
     "linear_scan",
     "lstm",
     "max_pool",
+    "mlstm",
     "resize",
+    "rg_lru",
     "rnn",
+    "scan_volume",
+    "selective_scan",
+    "slstm",
+    "ssd",
+    "traverse",
     "tune",
+    "untraverse",
 ]

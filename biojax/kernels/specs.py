@@ -107,6 +107,7 @@ _LINEAR_SCAN = [
     Spec("reverse", ((2, 5, 3), (2, 5, 3), (2, 3)), {"reverse": True}),
     Spec("last_axis", ((2, 3, 6), (2, 3, 6), (2, 3)), {"axis": -1}),
     Spec("first_axis_reverse", ((6, 2), (6, 2), (2,)), {"axis": 0, "reverse": True}),
+    Spec("decay_of_each_step", ((5, 1), (2, 5, 3), (2, 3))),
 ]
 
 _RNN = [

@@ -218,6 +218,60 @@ def test_the_cells_against_loops(reverse):
     np.testing.assert_allclose(c_last, states[-1][1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"chunk": 2}], ids=str)
+def test_steps_beyond_a_length_do_not_count(name, options):
+    cell, _ = CELLS[name]
+    x, weights, lengths = normal(5, 3, 5, 3), WEIGHTS[name], np.array([5, 2, 0])
+
+    def scalar(x, weights):
+        h, last = cell(x, *weights, lengths=lengths, **options)
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in (h, *jax.tree.leaves(last))), (h, last)
+
+    (_, (h, last)), (dx, _) = jax.value_and_grad(scalar, (0, 1), has_aux=True)(x, weights)
+    alone, alone_last = cell(x[1:2, :2], *weights, reverse="reverse" in options)
+    np.testing.assert_allclose(h[1, :2], alone[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(h[1, 2:], 0)
+    np.testing.assert_array_equal(h[2], 0)
+    np.testing.assert_array_equal(dx[1, 2:], 0)
+    assert np.all(dx[1, :2] != 0)
+    for got, want in zip(jax.tree.leaves(last), jax.tree.leaves(alone_last), strict=True):
+        np.testing.assert_allclose(got[1], want[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(got[2], 0)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_chunks_change_nothing_but_memory(name, reverse):
+    cell, _ = CELLS[name]
+
+    def gradients(x, weights, chunk):
+        def scalar(x, weights):
+            h, last = cell(x, *weights, reverse=reverse, chunk=chunk)
+            return sum(jnp.sum(jnp.sin(leaf)) for leaf in (h, *jax.tree.leaves(last)))
+
+        return jax.value_and_grad(scalar, (0, 1))(x, weights)
+
+    x = normal(5, 2, 7, 3)
+    whole = jax.tree.leaves(gradients(x, WEIGHTS[name], None))
+    for got, want in zip(jax.tree.leaves(gradients(x, WEIGHTS[name], 3)), whole, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_long_sequences_by_chunks_take_little_memory(name, memory):
+    cell, gates = CELLS[name]
+
+    def last(chunk, *args):
+        return jax.tree.leaves(cell(*args, chunk=chunk)[1])[0]
+
+    shapes = (1, 16384, 2), (2, gates * 64), (64, gates * 64), (gates * 64,)
+    whole, by_chunks = (memory(functools.partial(last, chunk), *shapes)[1] for chunk in (None, 128))
+    states = 4 * 16384 * 64
+    assert by_chunks < states
+    assert whole > 2 * states
+
+
 def test_the_order_of_the_gates():
     """One gate is opened or shut at a time, by its own part of the bias."""
     x, zeros = jnp.zeros((1, 1, 1)), jnp.zeros

@@ -14,8 +14,9 @@ __all__ = ["linear_scan"]
 
 
 def linear_scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
-    """Time first: a and b are (t, ...). The initial state enters through the first input."""
+    """Time first: a is (t or 1, ...), b (t, ...). The initial state enters with the first input."""
     wide = accumulator(b.dtype)
+    a = jnp.broadcast_to(a, b.shape)
     first, last = (-1, 0) if reverse else (0, -1)
     inputs = b.astype(wide).at[first].add(a[first].astype(wide) * h0.astype(wide))
 

@@ -16,8 +16,14 @@ def _in_order(states: list[Array], reverse: bool, axis: int) -> Array:
     return jnp.stack(states[::-1] if reverse else states, axis=axis)
 
 
+def _where(lengths: Array | None, t: int, new: Array, old: Array | float) -> Array:
+    """`new` for the sequences whose step t counts."""
+    return new if lengths is None else jnp.where((t < lengths)[:, None], new, old)
+
+
 def linear_scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
-    """Time first: a and b are (t, ...)."""
+    """Time first: a is (t or 1, ...), b (t, ...)."""
+    a = jnp.broadcast_to(a, b.shape)
     h, states = h0, []
     for t in _steps(b.shape[0], reverse):
         h = a[t] * h + b[t]
@@ -25,29 +31,33 @@ def linear_scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Ar
     return _in_order(states, reverse, 0), h
 
 
-def rnn(x, w_x, w_h, bias, h0, activation: str, reverse: bool) -> tuple[Array, Array]:
+def rnn(x, w_x, w_h, bias, h0, lengths, activation, reverse, chunk) -> tuple[Array, Array]:
     """h_t = f(x_t W_x + h_{t-1} W_h + bias)"""
+    del chunk
     f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[activation]
     h, states = h0, []
     for t in _steps(x.shape[1], reverse):
-        h = f(x[:, t] @ w_x + h @ w_h + bias)
-        states.append(h)
+        h = _where(lengths, t, f(x[:, t] @ w_x + h @ w_h + bias), h)
+        states.append(_where(lengths, t, h, 0))
     return _in_order(states, reverse, 1), h
 
 
-def lstm(x, w_x, w_h, bias, h0, c0, reverse: bool) -> tuple[Array, tuple[Array, Array]]:
+def lstm(x, w_x, w_h, bias, h0, c0, lengths, reverse, chunk) -> tuple[Array, tuple[Array, Array]]:
     """c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),  h_t = sigmoid(o) tanh(c_t)"""
+    del chunk
     h, c, states = h0, c0, []
     for t in _steps(x.shape[1], reverse):
         i, f, g, o = jnp.split(x[:, t] @ w_x + h @ w_h + bias, 4, axis=-1)
-        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(c)
-        states.append(h)
+        new = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = _where(lengths, t, jax.nn.sigmoid(o) * jnp.tanh(new), h)
+        c = _where(lengths, t, new, c)
+        states.append(_where(lengths, t, h, 0))
     return _in_order(states, reverse, 1), (h, c)
 
 
-def gru(x, w_x, w_h, bias, bias_n, h0, reset: str, reverse: bool) -> tuple[Array, Array]:
+def gru(x, w_x, w_h, bias, bias_n, h0, lengths, reset, reverse, chunk) -> tuple[Array, Array]:
     """h_t = (1 - z) n + z h_{t-1}"""
+    del chunk
     x_r, x_z, x_n = jnp.split(w_x, 3, axis=1)
     h_r, h_z, h_n = jnp.split(w_h, 3, axis=1)
     b_r, b_z, b_n = jnp.split(bias, 3)
@@ -57,6 +67,6 @@ def gru(x, w_x, w_h, bias, bias_n, h0, reset: str, reverse: bool) -> tuple[Array
         z = jax.nn.sigmoid(x[:, t] @ x_z + h @ h_z + b_z)
         state = r * (h @ h_n + bias_n) if reset == "after" else (r * h) @ h_n + bias_n
         n = jnp.tanh(x[:, t] @ x_n + b_n + state)
-        h = (1 - z) * n + z * h
-        states.append(h)
+        h = _where(lengths, t, (1 - z) * n + z * h, h)
+        states.append(_where(lengths, t, h, 0))
     return _in_order(states, reverse, 1), h

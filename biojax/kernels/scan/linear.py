@@ -1,0 +1,144 @@
+"""The first-order linear recurrence: what is asked, checked and chosen."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from biojax.errors import ShapeError
+from biojax.kernels.conv.blocks import varying
+from biojax.kernels.dispatch import platform, select
+from biojax.kernels.scan import associative, sequential
+from biojax.kernels.scan.checks import initial_state
+from biojax.kernels.scan.products import before
+from biojax.typing import Array
+
+__all__ = ["linear_scan"]
+
+
+def linear_scan(
+    a: Array,
+    b: Array,
+    h0: Array | None = None,
+    *,
+    axis: int = 1,
+    reverse: bool = False,
+    implementation: str | None = None,
+) -> tuple[Array, Array]:
+    """First-order linear recurrence along one axis.
+
+    h_t = a_t * h_{t-1} + b_t,   h_{-1} = h0
+
+    Args:
+      a: decay, broadcastable to b.
+      b: input, (..., t, ...) with t at `axis`; float or complex.
+      h0: state before the first step, b's shape without `axis`; zeros if None.
+      axis: the axis of time.
+      reverse: run from the last step to the first.
+      implementation: "sequential", "associative", or None to choose.
+
+    Returns:
+      h: every state, shape and dtype of b. h_last: the last state in the order run.
+
+    Raises:
+      ShapeError: a does not broadcast to b, or h0 has the wrong shape or too wide a dtype.
+
+    The carry is held in at least float32. Time and memory are linear in t.
+    Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length",
+    ICLR 2018, section 2.
+
+    >>> h, h_last = linear_scan(jnp.full((1, 3, 1), 0.5), jnp.ones((1, 3, 1)))
+    >>> h[0, :, 0]
+    Array([1.  , 1.5 , 1.75], dtype=float32)
+    """
+    where = "linear_scan"
+    if not -b.ndim <= axis < b.ndim or b.shape[axis] == 0:
+        raise ShapeError(
+            where,
+            f"b of shape {b.shape} and axis={axis}",
+            "an axis of b with at least one step",
+            "Name the axis of time with axis=",
+        )
+    axis %= b.ndim
+    a = jnp.asarray(a)
+    a_shape = (1,) * (b.ndim - a.ndim) + a.shape
+    if len(a_shape) > b.ndim or any(
+        n not in (1, wide) for n, wide in zip(a_shape, b.shape, strict=True)
+    ):
+        raise ShapeError(
+            where,
+            f"a of shape {a.shape} and b of shape {b.shape}",
+            "a that broadcasts to b",
+            "Put axes of length 1 where a does not vary",
+        )
+    if not jnp.issubdtype(b.dtype, jnp.inexact) or jnp.result_type(a, b) != b.dtype:
+        raise ShapeError(
+            where,
+            f"a of {a.dtype} and b of {b.dtype}",
+            "float or complex b, and a of no wider type",
+            f"Convert b: b.astype({jnp.result_type(a, b, jnp.float32)})",
+        )
+    h0 = initial_state(where, "h0", h0, b.shape[:axis] + b.shape[axis + 1 :], b.dtype)
+    run = select(where, _IMPLEMENTATIONS, implementation, lambda: _rule(b))
+    h, h_last = run(
+        jnp.moveaxis(a.reshape(a_shape), axis, 0), jnp.moveaxis(b, axis, 0), h0, reverse
+    )
+    return jnp.moveaxis(h, 0, axis), h_last
+
+
+def _rule(b: Array) -> tuple[str, str]:
+    if platform() == "cpu":
+        return "sequential", "on CPU one pass over memory is the least work"
+    return "associative", f"log(t) parallel steps on {platform()}"
+
+
+def _differentiable(implementation: Callable) -> Callable:
+    """With the gradient that is the same scan the other way round.
+
+    l_t = dh_t + a_{t+1} l_{t+1},   db_t = l_t,   da_t = l_t h_{t-1},   dh0 = a_0 l_0
+    """
+
+    @partial(jax.custom_vjp, nondiff_argnums=(3,))
+    def scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
+        return implementation(a, b, h0, reverse)
+
+    def forward(a, b, h0, reverse):
+        h, h_last = implementation(a, b, h0, reverse)
+        return (h, h_last), (a, h, h0)
+
+    def backward(reverse, saved, cotangents):
+        a, h, h0 = saved
+        dh, dlast = cotangents
+        first, last = (-1, 0) if reverse else (0, -1)
+        # The decay out of the last step meets a state of zeros.
+        later = a if a.shape[0] == 1 else jnp.roll(a, 1 if reverse else -1, 0)
+        db, _ = implementation(later, dh.at[last].add(dlast), jnp.zeros_like(h0), not reverse)
+        da = db * before(h, h0, reverse)
+        dh0 = (a[first] * db[first]).astype(h0.dtype)
+        return _sum_to(da, a.shape).astype(a.dtype), db, dh0
+
+    scan.defvjp(forward, backward)
+
+    def aligned(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
+        return scan(*(varying(part, a, b, h0) for part in (a, b, h0)), reverse)
+
+    return aligned
+
+
+def _sum_to(v: Array, shape: tuple[int, ...]) -> Array:
+    axes = [i for i, (n, wide) in enumerate(zip(shape, v.shape, strict=True)) if n < wide]
+    return v.sum(axes, keepdims=True)
+
+
+def _pallas(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
+    from biojax.kernels.scan import pallas  # slow to import
+
+    return pallas.linear_scan(a, b, h0, reverse)
+
+
+_IMPLEMENTATIONS = {
+    "sequential": _differentiable(sequential.linear_scan),
+    "associative": _differentiable(associative.linear_scan),
+    "pallas": _differentiable(_pallas),
+}

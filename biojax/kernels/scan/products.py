@@ -1,0 +1,50 @@
+"""What the loops of the cells are made of: weights, products, choices, the states before."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from biojax.kernels.dispatch import accumulator
+from biojax.typing import Array
+
+__all__ = ["State", "Weights", "before", "choose", "gradient", "of_state", "product"]
+
+State = tuple[Array, ...]
+
+
+class Weights(NamedTuple):
+    """The arrays that are the same at every step; bias_h may be None."""
+
+    w_x: Array
+    bias: Array
+    w_h: Array
+    bias_h: Array | None = None
+
+
+def of_state(h: Array, weights: Weights) -> Array:
+    """Q = h W_h + bias_h, of one step or of all."""
+    q = product(h, weights.w_h)
+    return q if weights.bias_h is None else q + weights.bias_h
+
+
+def product(v: Array, w: Array) -> Array:
+    """V W in w's dtype, summed in at least float32."""
+    return jnp.matmul(v.astype(w.dtype), w, preferred_element_type=accumulator(w.dtype))
+
+
+def gradient(v: Array, dy: Array, w: Array) -> Array:
+    """Of w in V W, over all steps at once: v is (t, b, c), dy (t, b, f)."""
+    v, dy = v.astype(w.dtype), dy.astype(w.dtype)
+    wide = accumulator(w.dtype)
+    return jnp.einsum("tbc,tbf->cf", v, dy, preferred_element_type=wide).astype(w.dtype)
+
+
+def choose(keep: Array | None, new: Array, old: Array) -> Array:
+    """The new state where a step counts; everywhere if keep is None."""
+    return new if keep is None else jnp.where(keep, new, old)
+
+
+def before(states: Array, state0: Array, reverse: bool) -> Array:
+    """The state that each step starts from."""
+    ordered = (states[1:], state0[None]) if reverse else (state0[None], states[:-1])
+    return jnp.concatenate(ordered)
