@@ -11,7 +11,7 @@ demo: .venv/demo ## train and apply a 3-D U-Net on an MRI volume; about 6 minute
 	$(BIN)/python -m examples.mri_segmentation --folder demo
 
 test: .venv/test ## the everyday tests; at most 12 minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 lint: .venv/dev ## ruff and pyright
 	$(BIN)/ruff check .
