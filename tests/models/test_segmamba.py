@@ -84,3 +84,13 @@ def test_what_is_refused():
     model = SegMamba(2, features=(2, 3), num_blocks=(1,))
     with pytest.raises(ConfigError, match="num_blocks for 1 stages and features for 2"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 8, 1)))
+
+
+def test_bfloat16_is_finite_and_near(with_parameters, quick_jit):
+    x = np.random.default_rng(0).standard_normal((1, 8, 8, 2)).astype(np.float32)
+    fields = {"spatial_dims": 2, **SMALL, "norm": "layer"}
+    variables = with_parameters(SegMamba(3, **fields), x)
+    y = quick_jit(SegMamba(3, **fields).apply)(variables, x)
+    narrow = quick_jit(SegMamba(3, **fields, dtype=jnp.bfloat16).apply)(variables, x)
+    assert narrow.dtype == jnp.float32
+    np.testing.assert_allclose(narrow, y, atol=0.15 * float(np.abs(y).max()))

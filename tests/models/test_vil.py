@@ -75,3 +75,13 @@ def test_heads_must_divide():
     model = create_model("vil_t", num_classes=2, features=6, num_heads=5)
     with pytest.raises(ConfigError, match="num_heads=5 and block_size=4 for 12 inner channels"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+
+
+def test_bfloat16_is_finite_and_near(with_parameters, quick_jit):
+    model, narrow = (
+        create_model("vil_t", num_classes=5, dtype=d, **SMALL) for d in (None, "bfloat16")
+    )
+    variables = with_parameters(model, X)
+    y, z = (quick_jit(m.apply)(variables, X) for m in (model, narrow))
+    assert z.dtype == jnp.float32
+    np.testing.assert_allclose(z, y, atol=0.15 * float(np.abs(y).max()))
