@@ -9,7 +9,7 @@ Six stages, 3-D, patches of 128 x 128 x 128 voxels, 1 -> 2:
 | umamba_bot | the last stage | 42,120,394 | 42,118,850 |
 | umamba_enc | every stage | 42,750,922 | 42,749,378 |
 
-The counts are the sums of the layers in the code; the paper gives none.
+The counts are the sums of the layers in that code.
 """
 
 import flax.linen as nn
