@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.dispatch import explain
 from biojax.kernels.scan import reference_ssd
+from biojax.kernels.scan.chunks import segment_sums
 from biojax.kernels.scan.ssd import ssd, ssd_step
 
 every = pytest.mark.parametrize("implementation", ["chunked", "sequential"])
@@ -88,6 +89,17 @@ def test_matches_reference(implementation, t, reverse, dtype, quickly, expected)
         assert got.shape == want.shape
         error = np.abs(np.asarray(got, np.float64) - want).max() / max(1, np.abs(want).max())
         assert error <= tolerance, f"result {i}: {error:.2e} > {tolerance:.2e}"
+
+
+@pytest.mark.parametrize("t", [1, 6, 130])
+def test_segment_sums(t):
+    """Each on its own: what a very negative step forgot leaves no error in the later ones."""
+    x = np.random.default_rng(t).uniform(-1, 0, (2, t)).astype(np.float32)
+    x[:, t // 2] = -1e8
+    sums = np.asarray(segment_sums(jnp.asarray(x)))
+    for i, j in np.ndindex(t, t):
+        want = x[:, j + 1 : i + 1].sum(axis=1, dtype=np.float64) if i >= j else -np.inf
+        np.testing.assert_allclose(sums[:, i, j], want, rtol=1e-5)
 
 
 def test_against_finite_differences():

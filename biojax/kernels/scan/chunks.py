@@ -67,10 +67,15 @@ def segment_sums(x: Array) -> Array:
     """The sum of x over the steps after j up to i, for every i >= j; minus infinity for others.
 
     (..., t) to (..., t, t), [i, j]. A difference of two cumulative sums would be less work, but
-    loses the small steps that follow a very negative one.
+    loses the small steps that follow a very negative one. Work is t^2, and t^3 in one product
+    where that is faster.
     """
     t = x.shape[-1]
     until = jnp.tri(t, dtype=x.dtype)
     after = jnp.tri(t, k=-1, dtype=x.dtype)
-    sums = jnp.einsum("il,...lj->...ij", until, x[..., None] * after, precision="highest")
+    terms = x[..., None] * after
+    if t <= 128:
+        sums = jnp.einsum("il,...lj->...ij", until, terms, precision="highest")
+    else:
+        sums = jnp.cumsum(terms, axis=-2)
     return jnp.where(until > 0, sums, -jnp.inf)
