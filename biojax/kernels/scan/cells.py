@@ -50,7 +50,8 @@ def rnn(
       ShapeError: the arrays do not fit together.
       ConfigError: an unknown activation.
 
-    The state is held in at least float32. For the gradient the states are kept, no gates.
+    The state is held in at least float32. For the gradient states and gates are
+    kept, with chunk those of one chunk at a time.
     Source: Elman, "Finding structure in time", Cognitive Science 14, 1990.
     """
     features = _check_cell("rnn", 1, x, w_x, w_h, bias, lengths, chunk)
@@ -100,7 +101,8 @@ def lstm(
     Raises:
       ShapeError: the arrays do not fit together.
 
-    The state is held in at least float32. For the gradient the states are kept, no gates.
+    The state is held in at least float32. For the gradient states and gates are
+    kept, with chunk those of one chunk at a time.
     Source: Gers, Schmidhuber and Cummins, "Learning to forget", Neural Computation 12, 2000.
     """
     features = _check_cell("lstm", 4, x, w_x, w_h, bias, lengths, chunk)
@@ -154,7 +156,8 @@ def gru(
       ShapeError: the arrays do not fit together.
       ConfigError: an unknown reset.
 
-    The state is held in at least float32. For the gradient the states are kept, no gates.
+    The state is held in at least float32. For the gradient states and gates are
+    kept, with chunk those of one chunk at a time.
     Source: Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP 2014,
     section 2.3.
     """

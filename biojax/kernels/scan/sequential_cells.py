@@ -1,9 +1,9 @@
 """Cells one step after the other with `lax.scan`, and their gradients.
 
 What does not depend on the state is taken out of the loop: forward the product with the inputs,
-backward all products but the one that carries the gradient from step to step. The states alone are
-kept for the gradient; the gates follow from them by one large product for all steps together, and
-so do the weights' gradients.
+backward all products but the one that carries the gradient from step to step; those of the weights
+are one product of all steps together. States and gates are kept for that, as cuDNN does, since to
+compute them anew took half as long as the whole gradient; with `chunk`, of one chunk at a time.
 
 Each is jitted by itself, since `lax.scan` compiles every new step function anew, which outside of
 a larger `jit` would be every call. Inside of one this changes nothing.
@@ -80,38 +80,47 @@ def _run(
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan(cell: Cell, reverse: bool, x, keep, weights: Weights, state0: State):
     """Every output (t, b, f) and the last state. x is (t, b, c), keep (t, b, 1) or None."""
-    return _scan_fwd(cell, reverse, x, keep, weights, state0)[0]
+
+    def body(state, given):
+        new, _ = _step(cell, *given, state, weights)
+        return new, new[0]
+
+    last, h = lax.scan(body, state0, (_of_inputs(x, weights), keep), reverse=reverse)
+    return h, last
+
+
+def _step(cell: Cell, p: Array, keep: Array | None, state: State, weights: Weights):
+    new, gates = cell.step(p, state, weights)
+    return jax.tree.map(partial(choose, keep), new, state), gates
 
 
 def _scan_fwd(cell, reverse, x, keep, weights, state0):
     def body(state, given):
-        p, keep = given
-        new = cell.step(p, state, weights)
-        new = jax.tree.map(partial(choose, keep), new, state)
-        return new, new
+        new, gates = _step(cell, *given, state, weights)
+        return new, (new, gates)
 
-    given = product(x, weights.w_x) + weights.bias, keep
-    last, states = lax.scan(body, state0, given, reverse=reverse)
-    return (states[0], last), (x, keep, weights, state0, states)
+    given = _of_inputs(x, weights), keep
+    last, (states, gates) = lax.scan(body, state0, given, reverse=reverse)
+    return (states[0], last), (x, keep, weights, state0, states, gates)
 
 
 def _scan_bwd(cell, reverse, saved, cotangents):
-    x, keep, weights, state0, states = saved
+    x, keep, weights, state0, states, gates = saved
     dh, dlast = cotangents
     olds = tuple(map(partial(before, reverse=reverse), states, state0))
-    p = product(x, weights.w_x) + weights.bias
-    gates = cell.gates(p, olds, states, weights)
+    back = cell.back(weights.w_h)
 
     def body(dstate, given):
-        gates, keep, dh = given
+        gates, old, new, keep, dh = given
         dstate = (dstate[0] + dh, *dstate[1:])
         zeros = jax.tree.map(jnp.zeros_like, dstate)
         dnew = jax.tree.map(partial(choose, keep), dstate, zeros)
-        dpre, dold = cell.pull(dnew, gates, weights)
+        dpre, dold = cell.pull(dnew, gates, old, new, back)
         return jax.tree.map(partial(choose, keep), dold, dstate), dpre
 
-    dstate0, dpre = lax.scan(body, dlast, (gates, keep, dh), reverse=not reverse)
-    dp, dw_h, dbias_h = cell.gradients(dpre, olds, gates, weights)
+    given = gates, olds, states, keep, dh
+    dstate0, dpre = lax.scan(body, dlast, given, reverse=not reverse)
+    dp, dw_h, dbias_h = cell.gradients(dpre, gates, olds, weights.w_h)
     dweights = Weights(
         gradient(x, dp, weights.w_x),
         dp.sum((0, 1)).astype(weights.bias.dtype),
@@ -123,3 +132,7 @@ def _scan_bwd(cell, reverse, saved, cotangents):
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _of_inputs(x: Array, weights: Weights) -> Array:
+    return product(x, weights.w_x) + weights.bias
