@@ -82,21 +82,22 @@ def _scan(cell: Cell, reverse: bool, x, keep, weights: Weights, state0: State):
     """Every output (t, b, f) and the last state. x is (t, b, c), keep (t, b, 1) or None."""
 
     def body(state, given):
-        new, _ = _step(cell, *given, state, weights)
+        new, _ = _step(cell, given, state, weights)
         return new, new[0]
 
     last, h = lax.scan(body, state0, (_of_inputs(x, weights), keep), reverse=reverse)
     return h, last
 
 
-def _step(cell: Cell, p: Array, keep: Array | None, state: State, weights: Weights):
+def _step(cell: Cell, given: tuple[Array, Array | None], state: State, weights: Weights):
+    p, keep = given
     new, gates = cell.step(p, state, weights)
     return jax.tree.map(partial(choose, keep), new, state), gates
 
 
 def _scan_fwd(cell, reverse, x, keep, weights, state0):
     def body(state, given):
-        new, gates = _step(cell, *given, state, weights)
+        new, gates = _step(cell, given, state, weights)
         return new, (new, gates)
 
     given = _of_inputs(x, weights), keep
