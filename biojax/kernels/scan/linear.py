@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from biojax.errors import ShapeError
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import platform, select
-from biojax.kernels.scan import associative, sequential
+from biojax.kernels.scan import associative, sequential, sharded
 from biojax.kernels.scan.checks import initial_state
 from biojax.kernels.scan.products import before
 from biojax.typing import Array
@@ -24,6 +24,7 @@ def linear_scan(
     *,
     axis: int = 1,
     reverse: bool = False,
+    axis_name: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """First-order linear recurrence along one axis.
@@ -36,7 +37,9 @@ def linear_scan(
       h0: state before the first step, b's shape without `axis`; zeros if None.
       axis: the axis of time.
       reverse: run from the last step to the first.
-      implementation: "sequential", "associative", or None to choose.
+      axis_name: inside of `jax.shard_map`, the axis of the mesh over which time is spread; a and b
+        are this device's part, h0 and h_last are the same on all devices.
+      implementation: "sequential", "associative", "pallas", or None to choose.
 
     Returns:
       h: every state, shape and dtype of b. h_last: the last state in the order run.
@@ -80,7 +83,8 @@ def linear_scan(
             f"Convert b: b.astype({jnp.result_type(a, b, jnp.float32)})",
         )
     h0 = initial_state(where, "h0", h0, b.shape[:axis] + b.shape[axis + 1 :], b.dtype)
-    run = select(where, _IMPLEMENTATIONS, implementation, lambda: _rule(b))
+    implementations = _IMPLEMENTATIONS if axis_name is None else _over_devices(axis_name)
+    run = select(where, implementations, implementation, lambda: _rule(b))
     h, h_last = run(
         jnp.moveaxis(a.reshape(a_shape), axis, 0), jnp.moveaxis(b, axis, 0), h0, reverse
     )
@@ -137,8 +141,23 @@ def _pallas(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]
     return pallas.linear_scan(a, b, h0, reverse)
 
 
-_IMPLEMENTATIONS = {
-    "sequential": _differentiable(sequential.linear_scan),
-    "associative": _differentiable(associative.linear_scan),
-    "pallas": _differentiable(_pallas),
+_PLAIN = {
+    "sequential": sequential.linear_scan,
+    "associative": associative.linear_scan,
+    "pallas": _pallas,
 }
+_IMPLEMENTATIONS = {name: _differentiable(run) for name, run in _PLAIN.items()}
+
+
+def _over_devices(axis_name: str) -> dict[str, Callable]:
+    """The implementations with time over an axis of the mesh."""
+
+    def of(run: Callable) -> Callable:
+        def scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
+            a = jnp.broadcast_to(a, b.shape)
+            a, b = varying(a, a, b), varying(b, a, b)
+            return sharded.linear_scan(run, axis_name, reverse, a, b, h0)
+
+        return scan
+
+    return {name: of(run) for name, run in _PLAIN.items()}

@@ -12,6 +12,7 @@ from biojax.kernels.scan import sequential_selective
 from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
 from biojax.kernels.scan.chunks import by_chunks
 from biojax.kernels.scan.linear import linear_scan
+from biojax.kernels.scan.sharded import states_between
 from biojax.typing import Array
 
 __all__ = ["selective_scan", "selective_step"]
@@ -34,6 +35,7 @@ def selective_scan(
     h0: Array | None = None,
     reverse: bool = False,
     chunk: int | None = None,
+    axis_name: str | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Selective state space, S6.
@@ -55,6 +57,8 @@ def selective_scan(
       h0: state before the first step, (b, c, n); zeros if None.
       reverse: run from the last step to the first.
       chunk: steps whose states are in memory together; by the size of a state if None.
+      axis_name: inside of `jax.shard_map`, the axis of the mesh over which time is spread; h0 and
+        h_last are the same on all devices, all else with a time is this device's part.
       implementation: of the recurrence in a chunk: "sequential", "associative", or None to choose.
 
     Returns:
@@ -86,7 +90,17 @@ def selective_scan(
     chunks = {"sequential": sequential_selective.scan, "associative": _associative}
     implementations = {name: partial(_scan, of_chunk) for name, of_chunk in chunks.items()}
     run = select(where, implementations, implementation, _rule)
-    return run(u, delta, z, B, C, A, D, delta_bias, h0, delta_softplus, reverse, chunk)
+    rest = delta_softplus, reverse, chunk
+    if axis_name is None:
+        return run(u, delta, z, B, C, A, D, delta_bias, h0, *rest)
+    # What this device's part does to a state: all of it by one decay, and what it adds to zeros.
+    size = delta if delta_bias is None else delta + delta_bias
+    size = jax.nn.softplus(size) if delta_softplus else size
+    decay = jnp.exp(size.astype(h0.dtype).sum(1)[..., None] * A)
+    _, added = run(u, delta, None, B, C, A, None, delta_bias, jnp.zeros_like(h0), *rest)
+    first, last = states_between(decay, added, h0, axis_name, reverse)
+    y, _ = run(u, delta, z, B, C, A, D, delta_bias, first, *rest)
+    return y, last
 
 
 def selective_step(

@@ -1,0 +1,109 @@
+"""Recurrences whose time is spread over the devices of a mesh axis, inside of `jax.shard_map`.
+
+Each device runs its part from a state of zeros to learn what the part does to a state: a decay and
+something added. These are put together over devices in log2(devices) steps, after which each device
+knows the state that its part begins with, and runs it. What is sent are states, whatever the length
+of the sequence.
+
+Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length", ICLR
+2018, section 2.2.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from biojax.kernels.conv.blocks import varying
+from biojax.typing import Array
+
+__all__ = ["linear_scan", "states_between"]
+
+
+def states_between(
+    decay: Array, added: Array, h0: Array, axis_name: str, reverse: bool
+) -> tuple[Array, Array]:
+    """The state before the part of this device, and the one after all parts.
+
+    Args:
+      decay, added: the part takes a state h to decay * h + added.
+      h0: the state before the whole, the same on all devices.
+      axis_name: of the mesh.
+      reverse: the last device comes first.
+    """
+    count, rank = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    rank = count - 1 - rank if reverse else rank
+    distance = 1
+    while distance < count:
+        earlier_decay, earlier = _from_before((decay, added), distance, axis_name, reverse)
+        exists = rank >= distance
+        added = jnp.where(exists, decay * earlier + added, added)
+        decay = jnp.where(exists, decay * earlier_decay, decay)
+        distance *= 2
+    after = decay * h0 + added
+    before = _from_before(after, 1, axis_name, reverse)
+    last = lax.psum(jnp.where(rank == count - 1, after, 0), axis_name)
+    return jnp.where(rank == 0, h0, before), last
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def linear_scan(
+    run: Callable, axis_name: str, reverse: bool, a: Array, b: Array, h0: Array
+) -> tuple[Array, Array]:
+    """This device's part of every state, and the last state of the whole, on all devices.
+
+    Args:
+      run: an implementation of the scan of one part.
+      axis_name: of the mesh, over which time is spread.
+      reverse: run from the last step to the first.
+      a, b: (t, ...), of this device. h0: the same on all devices.
+    """
+    return _forward(run, axis_name, reverse, a, b, h0)[0]
+
+
+def _forward(run, axis_name, reverse, a, b, h0):
+    _, added = run(a, b, varying(jnp.zeros_like(h0), a, b), reverse)
+    decay = jnp.prod(a.astype(h0.dtype), axis=0)
+    first, last = states_between(decay, added.astype(h0.dtype), h0, axis_name, reverse)
+    h, _ = run(a, b, first, reverse)
+    return (h, last.astype(b.dtype)), (a, h, first, h0)
+
+
+def _backward(run, axis_name, reverse, saved, cotangents):
+    """As without devices: the same scan the other way round, over decays one step later."""
+    a, h, first, h0 = saved
+    dh, dlast = cotangents
+    later = _shifted(a, jnp.ones_like(a[0]), axis_name, not reverse)
+    db, _ = linear_scan(run, axis_name, not reverse, later, dh, dlast.astype(h0.dtype))
+    olds = _following(h, first.astype(h.dtype), reverse)
+    count, rank = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    step, begins = (-1, rank == count - 1) if reverse else (0, rank == 0)
+    dh0 = lax.psum(jnp.where(begins, a[step] * db[step], 0), axis_name)
+    return (db * olds).astype(a.dtype), db, dh0.astype(h0.dtype)
+
+
+linear_scan.defvjp(_forward, _backward)
+
+
+def _from_before(tree: Any, distance: int, axis_name: str, reverse: bool) -> Any:
+    """What the device so many places before this one holds; zeros where there is none."""
+    count = lax.axis_size(axis_name)
+    pairs = [(i, i + distance) for i in range(count - distance)]
+    pairs = [(j, i) for i, j in pairs] if reverse else pairs
+    return jax.tree.map(lambda v: lax.ppermute(v, axis_name, pairs), tree)
+
+
+def _shifted(v: Array, first: Array, axis_name: str, reverse: bool) -> Array:
+    """Every step's predecessor, over all devices; `first` for the first one of all."""
+    edge = _from_before(v[0 if reverse else -1], 1, axis_name, reverse)
+    count, rank = lax.axis_size(axis_name), lax.axis_index(axis_name)
+    begins = rank == (count - 1 if reverse else 0)
+    return _following(v, jnp.where(begins, first, edge), reverse)
+
+
+def _following(v: Array, first: Array, reverse: bool) -> Array:
+    """Every step's predecessor on this device, after `first`."""
+    return jnp.concatenate([v[1:], first[None]] if reverse else [first[None], v[:-1]])
