@@ -77,7 +77,9 @@ def _backward(run, axis_name, reverse, saved, cotangents):
     a, h, first, h0 = saved
     dh, dlast = cotangents
     later = _shifted(a, jnp.ones_like(a[0]), axis_name, not reverse)
-    db, _ = linear_scan(run, axis_name, not reverse, later, dh, dlast.astype(h0.dtype))
+    args = later, dh, dlast.astype(h0.dtype)
+    found: tuple[Array, Array] = linear_scan(run, axis_name, not reverse, *args)
+    db = found[0]
     olds = _following(h, first.astype(h.dtype), reverse)
     count, rank = lax.axis_size(axis_name), lax.axis_index(axis_name)
     step, begins = (-1, rank == count - 1) if reverse else (0, rank == 0)
