@@ -34,12 +34,12 @@ class Aim(NamedTuple):
 
 
 def _ratio(rival: str, fits: Callable[[Result], bool]) -> Callable[[Result], float | None]:
-    """Times of PyTorch are those of its faster layout."""
+    """Times of PyTorch are those of its faster layout, of XLA those of its faster way."""
 
     def measure(result: Result) -> float | None:
         if not fits(result):
             return None
-        found = result.against(result.layout if rival == "torch" else rival)
+        found = result.against(result.layout if rival == "torch" else result.plain)
         return found and found.value
 
     return measure

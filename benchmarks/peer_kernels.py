@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.contest import Contender, Contest, jax_contender
-from benchmarks.plain_kernels import PLAIN
+from benchmarks.plain_kernels import PLAIN, associative_scan
 from benchmarks.torch_kernels import torch_kernels
 from biojax.bench.kernels import call, make_inputs
 from biojax.kernels.specs import LARGE, Spec
@@ -34,9 +34,13 @@ def _prepare(kernel: str, spec: Spec, mode: str) -> dict[str, Contender]:
     ours, plain = call(kernel, spec), functools.partial(PLAIN[kernel], **spec.options)
     if kernel == "batch_norm":  # PyTorch keeps its statistics to itself, and no gradient flows back
         ours, plain = _first_of(ours), _first_of(plain)
+    more = {}
+    if kernel == "linear_scan":
+        more["xla associative"] = jax_contender(mode, associative_scan, arrays)
     return {
         "biojax": jax_contender(mode, ours, arrays),
         "xla": jax_contender(mode, plain, arrays),
+        **more,
         **torch_kernels(kernel, spec, mode, arrays, jax.eval_shape(ours, *arrays)),
     }
 

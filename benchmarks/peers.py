@@ -161,14 +161,14 @@ def _row(result: Result) -> tuple[str, ...]:
         found = result.compile_seconds.get(name)
         return "-" if found is None else f"{found:.2f} s"
 
-    layout = result.layout
+    layout, plain = result.layout, result.plain
     return (
         result.name,
         result.mode,
         seconds("biojax"),
-        seconds("xla"),
+        f"{seconds(plain)} {(plain or '').removeprefix('xla')}".strip(),
         f"{seconds(layout)} {(layout or '').removeprefix('torch ')}".strip(),
-        against("xla"),
+        against(plain),
         against(layout),
         str(len(result.rounds["biojax"])),
         compiled("biojax"),

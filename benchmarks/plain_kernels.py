@@ -19,7 +19,7 @@ from jax import lax
 from biojax import kernels
 from biojax.kernels.conv.geometry import per_axis, transpose_pads
 
-__all__ = ["PLAIN", "plainly"]
+__all__ = ["PLAIN", "associative_scan", "plainly"]
 
 
 def plainly(function: Callable) -> Callable:
@@ -128,6 +128,27 @@ def _linear_scan(a, b, h0):
     return h.swapaxes(0, 1), h_last
 
 
+def associative_scan(a, b, h0):
+    """`linear_scan` by `jax.lax.associative_scan`."""
+
+    def combine(one, two):
+        return one[0] * two[0], two[0] * one[1] + two[1]
+
+    h = lax.associative_scan(combine, (a, b.at[:, 0].add(a[:, 0] * h0)), axis=1)[1]
+    return h, h[:, -1]
+
+
+def _selective_scan(u, delta, A, B, C):
+    def step(h, given):
+        u, delta, B, C = given
+        h = jnp.exp(delta[..., None] * A) * h + (delta * u)[..., None] * B[:, None]
+        return h, jnp.einsum("bcn,bn->bc", h, C)
+
+    by_step = [v.swapaxes(0, 1) for v in (u, delta, B, C)]
+    h_last, y = lax.scan(step, jnp.zeros((u.shape[0], *A.shape)), by_step)
+    return y.swapaxes(0, 1), h_last
+
+
 def _rnn(x, w_x, w_h, bias, h0):
     def step(h, x_t):
         h = jnp.tanh(x_t @ w_x + h @ w_h + bias)
@@ -172,6 +193,7 @@ PLAIN: dict[str, Callable] = {
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
     "linear_scan": _linear_scan,
+    "selective_scan": _selective_scan,
     "rnn": _rnn,
     "lstm": _lstm,
     "gru": _gru,

@@ -99,6 +99,21 @@ def _cell(name, torch, options, x, w_x, w_h, bias, *states):
     return run, [x, cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, *states]
 
 
+def _selective_scan(torch, options, u, delta, A, B, C):
+    """The loop of Mamba's published reference: all decays at once, then step by step."""
+
+    def run():
+        decay = torch.exp(torch.einsum("btc,cn->btcn", delta, A))
+        taken = torch.einsum("btc,btn,btc->btcn", delta, B, u)
+        h, outputs = u.new_zeros((u.shape[0], *A.shape)), []
+        for t in range(u.shape[1]):
+            h = decay[:, t] * h + taken[:, t]
+            outputs.append(torch.einsum("bcn,bn->bc", h, C[:, t]))
+        return torch.stack(outputs, dim=1), h
+
+    return run, [u, delta, A, B, C]
+
+
 def _attention(torch, options, query, key, value):
     run = functools.partial(
         torch.nn.functional.scaled_dot_product_attention,
@@ -142,6 +157,7 @@ _PEERS: dict[str, _Peer] = {
     "rnn": _Peer(functools.partial(_cell, "RNN"), _CELL, ("same", "state")),
     "lstm": _Peer(functools.partial(_cell, "LSTM"), (*_CELL, "state"), ("same", "state", "state")),
     "gru": _Peer(functools.partial(_cell, "GRU"), _CELL, ("same", "state")),
+    "selective_scan": _Peer(_selective_scan, ("same",) * 5, ("same", "same")),
     "attention": _Peer(_attention, ("heads",) * 3, ("heads",)),
 }
 

@@ -125,6 +125,11 @@ def _linear_scan(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> i
     return 2 * math.prod(shapes[1])
 
 
+def _selective_scan(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    """Of each state: a product and its exponential, three to move it on, two to read it."""
+    return 7 * math.prod(shapes[0]) * shapes[2][1]
+
+
 def _cell(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
     x, w_x, w_h = shapes[:3]
     return 2 * math.prod(x[:2]) * (math.prod(w_x) + math.prod(w_h))
@@ -147,6 +152,7 @@ _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]
     "layer_norm": _norm,
     "batch_norm": _norm,
     "linear_scan": _linear_scan,
+    "selective_scan": _selective_scan,
     "rnn": _cell,
     "lstm": _cell,
     "gru": _cell,

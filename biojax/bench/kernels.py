@@ -50,6 +50,9 @@ def make_inputs(kernel: str, spec: Spec, seed: int = 0) -> tuple[Array, ...]:
     arrays = normal(seed, _structures(spec))
     if kernel == "linear_scan":
         arrays[0] = 1 - 0.1 * jax.nn.sigmoid(arrays[0])
+    if kernel == "selective_scan":  # step sizes of 0.001 to 0.1, as Mamba starts with
+        arrays[1] = 0.001 + 0.1 * jax.nn.sigmoid(arrays[1])
+        arrays[2] = -jnp.exp(arrays[2])
     if kernel.startswith("conv"):
         arrays[1] = arrays[1] / math.sqrt(math.prod(arrays[1].shape[:-1]))
     if kernel in ("rnn", "lstm", "gru"):

@@ -110,6 +110,16 @@ _LINEAR_SCAN = [
     Spec("decay_of_each_step", ((5, 1), (2, 5, 3), (2, 3))),
 ]
 
+_SELECTIVE_SCAN = [
+    Spec("one_step", ((2, 1, 3), (2, 1, 3), (3, 2), (2, 1, 2), (2, 1, 2))),
+    Spec("odd", ((2, 7, 3), (2, 7, 3), (3, 2), (2, 7, 2), (2, 7, 2)), {"chunk": 3}),
+    Spec(
+        "groups_reverse",
+        ((1, 5, 4), (1, 5, 4), (4, 3), (1, 5, 2, 3), (1, 5, 2, 3), (4,), (1, 5, 4)),
+        {"reverse": True, "delta_softplus": True},
+    ),
+]
+
 _RNN = [
     Spec("tanh", ((2, 5, 3), (3, 4), (4, 4), (4,), (2, 4))),
     Spec("relu", ((2, 5, 3), (3, 4), (4, 4), (4,), (2, 4)), {"activation": "relu"}),
@@ -147,6 +157,7 @@ SPECS: Mapping[str, list[Spec]] = {
     "layer_norm": _NORM,
     "batch_norm": _NORM,
     "linear_scan": _LINEAR_SCAN,
+    "selective_scan": _SELECTIVE_SCAN,
     "rnn": _RNN,
     "lstm": _LSTM,
     "gru": _GRU,
@@ -193,6 +204,16 @@ def _bfloat16(specs: list[Spec], *names: str) -> list[Spec]:
     return [s._replace(name=f"{s.name}_bfloat16", dtype="bfloat16") for s in chosen]
 
 
+def _cell(c: int, f: int, gates: int) -> tuple[tuple[int, ...], ...]:
+    """Eight sequences of 256 steps of c channels, a state of f; x, w_x, w_h, bias, h0."""
+    return (8, 256, c), (c, gates * f), (f, gates * f), (gates * f,), (8, f)
+
+
+def _selective(t: int) -> Spec:
+    ports = (1, t, 16)
+    return Spec(f"t{t}_c256_n16", ((1, t, 256), (1, t, 256), (256, 16), ports, ports))
+
+
 # What is worth timing: layers of the models, at the sizes of their patches.
 LARGE: Mapping[str, list[Spec]] = {
     "conv": [
@@ -216,12 +237,15 @@ LARGE: Mapping[str, list[Spec]] = {
     "linear_scan": [
         Spec("t1024_c256", ((4, 1024, 256), (4, 1024, 256), (4, 256))),
         Spec("t16384_c64", ((1, 16384, 64), (1, 16384, 64), (1, 64))),
+        *(Spec(f"t{t}_c512", ((1, t, 512), (1, t, 512), (1, 512))) for t in (256, 4096, 65536)),
     ],
-    "rnn": [Spec("t256_c128", ((8, 256, 128), (128, 128), (128, 128), (128,), (8, 128)))],
+    "selective_scan": [_selective(t) for t in (256, 4096, 16384)],
+    "rnn": [Spec("t256_c128", _cell(128, 128, 1)), Spec("t256_c64_to_256", _cell(64, 256, 1))],
     "lstm": [
-        Spec("t256_c128", ((8, 256, 128), (128, 512), (128, 512), (512,), (8, 128), (8, 128)))
+        Spec("t256_c128", (*_cell(128, 128, 4), (8, 128))),
+        Spec("t256_c64_to_256", (*_cell(64, 256, 4), (8, 256))),
     ],
-    "gru": [Spec("t256_c128", ((8, 256, 128), (128, 384), (128, 384), (384,), (8, 128)))],
+    "gru": [Spec("t256_c128", _cell(128, 128, 3)), Spec("t256_c64_to_256", _cell(64, 256, 3))],
     "attention": [
         Spec("t1024_n8", ((1, 1024, 8, 64),) * 3),
         Spec("t1024_n8_causal", ((1, 1024, 8, 64),) * 3, {"is_causal": True}),

@@ -20,6 +20,7 @@ from biojax.kernels.norm import reference as norm_reference
 from biojax.kernels.pool import reference as pool_reference
 from biojax.kernels.resize import reference as resize_reference
 from biojax.kernels.scan import reference as scan_reference
+from biojax.kernels.scan import reference_selective as selective_reference
 from biojax.kernels.specs import SPECS, Spec
 
 REFERENCES = {
@@ -33,6 +34,7 @@ REFERENCES = {
     "layer_norm": norm_reference,
     "batch_norm": norm_reference,
     "linear_scan": scan_reference,
+    "selective_scan": selective_reference,
     "rnn": scan_reference,
     "lstm": scan_reference,
     "gru": scan_reference,
@@ -49,6 +51,7 @@ IMPLEMENTATIONS = {
     "layer_norm": ["fused"],
     "batch_norm": ["fused"],
     "linear_scan": ["sequential", "associative"],
+    "selective_scan": ["sequential", "associative"],
     "rnn": ["sequential"],
     "lstm": ["sequential"],
     "gru": ["sequential"],
@@ -69,6 +72,8 @@ def arrays(spec: Spec, kernel: str) -> list[np.ndarray]:
     values = [rng.standard_normal(shape) for shape in spec.shapes]
     if kernel == "linear_scan":
         values[0] = rng.uniform(0.1, 1.0, spec.shapes[0])
+    if kernel == "selective_scan":  # step sizes, and rates
+        values[1], values[2] = np.abs(values[1]), -np.abs(values[2])
     if kernel in ("rnn", "lstm", "gru"):
         values[1:4] = [v / 2 for v in values[1:4]]
     # Rounded to bfloat16, so that every dtype starts from the same numbers.
@@ -157,8 +162,8 @@ def test_matches_reference(kernel, name, spec, dtype, quickly):
     results = run(kernel, spec, values, name, None if ours else quickly)
     tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(reduction_length(spec))
     for i, (got, want) in enumerate(zip(results, expected(kernel, spec, quickly), strict=True)):
-        is_statistic = kernel == "batch_norm" and i in (1, 2)
-        assert got.dtype == ("float32" if is_statistic else dtype)
+        is_wide = i in {"batch_norm": (1, 2), "selective_scan": (1,)}.get(kernel, ())
+        assert got.dtype == ("float32" if is_wide else dtype)
         assert got.shape == want.shape
         scale = max(1.0, float(np.abs(want).max()))
         error = float(np.abs(np.asarray(got, np.float64) - want).max()) / scale
