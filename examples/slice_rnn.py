@@ -16,9 +16,9 @@ nothing else; the network learns what the back of this head looks like, and only
 at the front. Chance is 0.5.
 
 There is one head in this, the average of 152, and 22 slices of it are held out, of which windows
-are cut again and again. This shows that the path from a file to a trained recurrence over slices, with
-answers for both, works; it says nothing about patients, and does not show that such a network is
-needed. The options were chosen by looking at the result.
+are cut again and again. This shows that the path from a file to a trained recurrence over slices,
+with answers for both, works; it says nothing about patients, and does not show that such a network
+is needed. The options were chosen by looking at the result.
 """
 
 import sys

@@ -10,7 +10,7 @@ a larger `jit` would be every call. Inside of one this changes nothing.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,13 +116,14 @@ def _run(
     precision: Precision,
 ) -> tuple[Array, _State]:
     arrays = (x, w_x, w_h, bias, *state0)
-    x, w_x, w_h, bias, *state0 = (varying(array, *arrays) for array in arrays)
+    x, w_x, w_h, bias, *first = (varying(array, *arrays) for array in arrays)
     if x.shape[-1]:
         shares = conv(_images(x), w_x, precision=precision)
     else:
         shares = varying(jnp.zeros((*_images(x).shape[:-1], bias.size), x.dtype), x)
     shares = shares.reshape(*x.shape[:-1], bias.size)
-    h, last = _scan(cell, reverse, precision, jnp.moveaxis(shares, 1, 0), w_h, bias, tuple(state0))
+    shares = jnp.moveaxis(shares, 1, 0)
+    h, last = _scan(cell, reverse, precision, shares, w_h, bias, tuple(first))  # pyright: ignore[reportGeneralTypeIssues]
     return jnp.moveaxis(h, 0, 1), last
 
 
@@ -140,7 +141,9 @@ def _scan(
     return _forward(cell, reverse, precision, x, w, bias, state0, keep=False)[0]
 
 
-def _forward(cell, reverse, precision, x, w, bias, state0, *, keep: bool):
+def _forward(
+    cell, reverse, precision, x, w, bias, state0, *, keep: bool
+) -> tuple[tuple[Array, _State], Any]:
     """The states shown and the last one; and for each step what was kept, and the other states."""
     dtype, wide = x.dtype, accumulator(x.dtype)
 
