@@ -2,9 +2,11 @@
 
 from biojax.modules.attention import MultiHeadAttention, TransformerBlock
 from biojax.modules.conv import Conv, ConvBlock, ConvTranspose
+from biojax.modules.convrecurrent import ConvGRU, ConvLSTM
 from biojax.modules.dense import BlockDense
 from biojax.modules.embed import PatchEmbed, sincos_positions
 from biojax.modules.griffin import GriffinBlock
+from biojax.modules.hierarchical import HierarchicalRNN
 from biojax.modules.norm import make_norm
 from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, Bidirectional, make_recurrent
@@ -19,8 +21,11 @@ __all__ = [
     "BlockDense",
     "Conv",
     "ConvBlock",
+    "ConvGRU",
+    "ConvLSTM",
     "ConvTranspose",
     "GriffinBlock",
+    "HierarchicalRNN",
     "LearnedPositions",
     "Mamba2Block",
     "MambaBlock",

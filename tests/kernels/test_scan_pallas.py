@@ -67,4 +67,4 @@ def test_compiles_for_tpu(dtype):
     place = jax.sharding.SingleDeviceSharding(chip)
     args = [jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=place) for v in inputs(4096, dtype)]
     lowered = jax.jit(pallas).trace(*args).lower(lowering_platforms=("tpu",))
-    assert "tpu_custom_call" in lowered.compile().as_text()
+    assert "tpu_custom_call" in str(lowered.compile().as_text())
