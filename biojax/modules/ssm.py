@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
-from biojax.errors import ConfigError, nearest, nearest_divisor
+from biojax.errors import ConfigError, UnsupportedError, nearest, nearest_divisor
 from biojax.kernels.scan.orders import cross_scan_orders
 from biojax.kernels.scan.selective import selective_scan
+from biojax.kernels.scan.sharded import with_tokens_before
 from biojax.kernels.scan.ssd import ssd
 from biojax.kernels.scan.volume import scan_volume
 from biojax.modules.conv import Conv
@@ -34,6 +35,8 @@ class SelectiveSSM(nn.Module):
     Args:
       rank: of W_x W_dt, the matrix that delta is made by: the size of s.
       state_size: n, states of each channel.
+      reverse: run from the last step to the first.
+      axis_name: of a mesh, over which the steps are spread; inside of `jax.shard_map`.
       dtype: of the computation; states are float32 at least.
       param_dtype: of the parameters.
 
@@ -43,6 +46,8 @@ class SelectiveSSM(nn.Module):
 
     rank: int
     state_size: int = 16
+    reverse: bool = False
+    axis_name: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -60,8 +65,18 @@ class SelectiveSSM(nn.Module):
         s, B, C = jnp.split(u @ w_x, [r, r + n], axis=-1)
         wide = jnp.promote_types(u.dtype, jnp.float32)
         A = -jnp.exp(a_log.astype(wide))
-        options = {"D": d.astype(wide), "delta_bias": bias.astype(wide), "delta_softplus": True}
-        y, _ = selective_scan(u, s @ w_dt, A, B, C, **options)
+        y, _ = selective_scan(
+            u,
+            s @ w_dt,
+            A,
+            B,
+            C,
+            d.astype(wide),
+            delta_bias=bias.astype(wide),
+            delta_softplus=True,
+            reverse=self.reverse,
+            axis_name=self.axis_name,
+        )
         return y
 
 
@@ -81,11 +96,14 @@ class MambaBlock(nn.Module):
       expansion_ratio: width of x and z over that of the input.
       state_size: states of each channel.
       kernel_size: of the convolutions.
+      axis_name: of a mesh, over which the tokens of sequences are spread, kernel_size - 1 or more
+        on each device; inside of `jax.shard_map`. Orders are then "x" and "-x".
       dtype: of the computation; states are float32 at least.
       param_dtype: of the parameters.
 
     Raises:
       ConfigError: no such order of so many axes, or no such merge.
+      UnsupportedError: a volume over an axis of a mesh.
 
     Sources: Gu and Dao, "Mamba", COLM 2024, section 3.4; Zhu et al., "Vision Mamba", ICML 2024,
     section 3.3; Xing et al., "SegMamba", MICCAI 2024, section 2.1.
@@ -96,6 +114,7 @@ class MambaBlock(nn.Module):
     expansion_ratio: float = 2.0
     state_size: int = 16
     kernel_size: int = 4
+    axis_name: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -116,20 +135,43 @@ class MambaBlock(nn.Module):
         orders = self.orders or ("zyx"[-(u.ndim - 2) :],)
         x, z = jnp.split(nn.Dense(2 * inner, use_bias=False, name="in", **kind)(u), 2, axis=-1)
 
-        def scan(i: int):
-            conv = Conv(
-                inner,
-                self.kernel_size,
-                padding=[(self.kernel_size - 1, 0)],
-                feature_group_count=inner,
-                name=f"conv{i}",
-                **kind,
-            )
-            ssm = SelectiveSSM(_rank(c), self.state_size, name=f"ssm{i}", **kind)
+        def layers(i: int, padding, **more):
+            depthwise = {"feature_group_count": inner, "padding": padding, "name": f"conv{i}"}
+            conv = Conv(inner, self.kernel_size, **depthwise, **kind)
+            return conv, SelectiveSSM(_rank(c), self.state_size, name=f"ssm{i}", **more, **kind)
+
+        def whole(i: int):
+            conv, ssm = layers(i, [(self.kernel_size - 1, 0)])
             return lambda tokens: ssm(nn.silu(conv(tokens)))
 
-        y = scan_volume(x, [scan(i) for i in range(len(orders))], orders, merge=self.merge)
+        def part(i: int, reverse: bool, axis_name: str):
+            conv, ssm = layers(i, "VALID", reverse=reverse, axis_name=axis_name)
+            axes = (1,) if reverse else ()
+
+            def run(tokens: Array) -> Array:
+                seen = with_tokens_before(tokens, self.kernel_size - 1, axis_name, reverse)
+                return ssm(nn.silu(jnp.flip(conv(jnp.flip(seen, axes)), axes)))
+
+            return run
+
+        if self.axis_name is None:
+            scans = [whole(i) for i in range(len(orders))]
+            y = scan_volume(x, scans, orders, merge=self.merge)
+        else:
+            self._check_sequences(u, orders)
+            scans = [part(i, order == "-x", self.axis_name) for i, order in enumerate(orders)]
+            # In their own order, the first to the last, whichever way they are run.
+            y = scan_volume(x, scans, ["x"] * len(orders), merge=self.merge)
         return nn.Dense(c, use_bias=False, name="out", **kind)(y * nn.silu(z))
+
+    def _check_sequences(self, u: Array, orders: Sequence[str]) -> None:
+        if u.ndim != 3 or not set(orders) <= {"x", "-x"}:
+            raise UnsupportedError(
+                "MambaBlock",
+                f"axis_name={self.axis_name!r} for tokens {u.shape} in orders {tuple(orders)}",
+                "sequences (b, t, c) in orders 'x' and '-x'",
+                "Traverse the volume first, or spread its batch",
+            )
 
 
 class Mamba2Block(nn.Module):

@@ -136,7 +136,7 @@ def test_a_run_leaves_a_report_and_a_picture(tmp_path, made, capsys):
 @pytest.mark.data
 def test_the_real_clip_is_as_described(data_folder):
     clip = ultrasound_clip.read_clip(data_folder / "ultrasound_echo" / "echo.dcm", 20)
-    assert clip.shape == (30, 240, 320)
+    assert clip.shape == (28, 240, 320)  # of 30, two of which are there twice
     _, rows, columns = ultrasound_clip.moving(clip[:-HELD_OUT], CROP, 4)
     assert min(rows.stop - rows.start, columns.stop - columns.start) > 100
 

@@ -15,6 +15,13 @@ from biojax.kernels import linear_scan
 pallas = functools.partial(linear_scan, implementation="pallas")
 
 
+@pytest.fixture(autouse=True)
+def for_tpu(request, monkeypatch):
+    """Traced as for a TPU; what runs here is interpreted."""
+    if "refuses" not in request.node.name:
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+
 def inputs(t: int, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     a, b = rng.uniform(0.5, 1, (2, t, 3)), rng.standard_normal((2, t, 3))
@@ -30,7 +37,8 @@ def outputs_and_gradients(scan, *args):
 def test_interpreted(t, reverse):
     run = jax.jit(outputs_and_gradients, static_argnums=0)
     got = run(functools.partial(pallas, reverse=reverse), *inputs(t))
-    want = run(functools.partial(linear_scan, reverse=reverse), *inputs(t))
+    plain = functools.partial(linear_scan, reverse=reverse, implementation="sequential")
+    want = run(plain, *inputs(t))
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5)
 
@@ -42,7 +50,10 @@ def test_bfloat16_is_summed_in_float32():
     assert last.tolist() == [[600.0]]
 
 
-def test_what_it_refuses():
+def test_what_it_refuses(monkeypatch):
+    with pytest.raises(UnsupportedError, match=r"implementation='pallas' on cpu.*a TPU"):
+        pallas(jnp.ones(()), jnp.ones((1, 3, 1)))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     with pytest.raises(UnsupportedError, match=r"implementation='pallas' for complex64"):
         pallas(jnp.ones(()), jnp.ones((1, 3, 1), jnp.complex64))
 

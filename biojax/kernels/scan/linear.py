@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from biojax.errors import ShapeError
+from biojax.errors import ShapeError, UnsupportedError
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import platform, select
 from biojax.kernels.scan import associative, sequential, sharded
@@ -46,6 +46,8 @@ def linear_scan(
 
     Raises:
       ShapeError: a does not broadcast to b, or h0 has the wrong shape or too wide a dtype.
+      UnsupportedError: the named implementation cannot run here: "pallas" wants a TPU, and floats
+        of 16 or 32 bits.
 
     The carry is held in at least float32. Time and memory are linear in t.
     Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length",
@@ -136,6 +138,13 @@ def _sum_to(v: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _pallas(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
+    if platform() != "tpu":
+        raise UnsupportedError(
+            "linear_scan",
+            f"implementation='pallas' on {platform()}",
+            "a TPU",
+            "Use implementation='sequential' or 'associative', or None to choose",
+        )
     from biojax.kernels.scan import pallas  # slow to import
 
     return pallas.linear_scan(a, b, h0, reverse)

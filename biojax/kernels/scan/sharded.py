@@ -20,7 +20,7 @@ from jax import lax
 from biojax.kernels.conv.blocks import varying
 from biojax.typing import Array
 
-__all__ = ["linear_scan", "states_between"]
+__all__ = ["linear_scan", "states_between", "with_tokens_before"]
 
 
 def states_between(
@@ -47,6 +47,16 @@ def states_between(
     before = _from_before(after, 1, axis_name, reverse)
     last = lax.psum(jnp.where(rank == count - 1, after, 0), axis_name)
     return jnp.where(rank == 0, h0, before), last
+
+
+def with_tokens_before(x: Array, count: int, axis_name: str, reverse: bool) -> Array:
+    """This device's tokens (b, t, c) behind the last `count` of the device before; zeros for none.
+
+    With `reverse` they stand after its own: the first ones of the device after it.
+    """
+    edge = x[:, :count] if reverse else x[:, x.shape[1] - count :]
+    halo = _from_before(edge, 1, axis_name, reverse)
+    return jnp.concatenate([x, halo] if reverse else [halo, x], axis=1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
