@@ -8,7 +8,7 @@ from biojax.errors import ConfigError, ShapeError, nearest
 from biojax.kernels.dispatch import select
 from biojax.kernels.scan import sequential_cells
 from biojax.kernels.scan.cell_steps import ACTIVATIONS
-from biojax.kernels.scan.checks import check_chunk, initial_state
+from biojax.kernels.scan.checks import check_chunk, check_one_dtype, initial_state
 from biojax.typing import Array
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -198,15 +198,7 @@ def _check_cell(
             f"x (b, t, c), w_x (c, {g}), w_h (f, {g}), bias ({g},)",
             "Make the shapes agree",
         )
-    if not x.dtype == w_x.dtype == w_h.dtype == bias.dtype or not jnp.issubdtype(
-        x.dtype, jnp.floating
-    ):
-        raise ShapeError(
-            where,
-            f"x of {x.dtype}, w_x of {w_x.dtype}, w_h of {w_h.dtype}, bias of {bias.dtype}",
-            "one floating dtype for all",
-            "Convert them with astype",
-        )
+    check_one_dtype(where, x=x, w_x=w_x, w_h=w_h, bias=bias)
     if lengths is not None and not (
         lengths.shape == x.shape[:1] and jnp.issubdtype(lengths.dtype, jnp.integer)
     ):

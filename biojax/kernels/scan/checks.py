@@ -6,7 +6,7 @@ from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, Dtype
 
-__all__ = ["check_chunk", "check_dtypes", "initial_state"]
+__all__ = ["check_chunk", "check_dtypes", "check_one_dtype", "initial_state"]
 
 
 def check_dtypes(where: str, **arrays: Array) -> None:
@@ -24,6 +24,20 @@ def check_dtypes(where: str, **arrays: Array) -> None:
                 f"floating dtypes, none of them wider than {wide}",
                 "Convert them with astype",
             )
+
+
+def check_one_dtype(where: str, **arrays: Array) -> None:
+    """Refuse arrays of several dtypes, and what is no float."""
+    first, *_ = arrays.values()
+    if {array.dtype for array in arrays.values()} != {first.dtype} or not jnp.issubdtype(
+        first.dtype, jnp.floating
+    ):
+        raise ShapeError(
+            where,
+            ", ".join(f"{name} of {array.dtype}" for name, array in arrays.items()),
+            "one floating dtype for all",
+            "Convert them with astype",
+        )
 
 
 def initial_state(

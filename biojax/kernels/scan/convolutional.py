@@ -1,11 +1,10 @@
 """Gated recurrences whose state is an image: over the frames of a clip, the slices of a volume."""
 
-import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import select
 from biojax.kernels.scan import sequential_convolutional
-from biojax.kernels.scan.checks import initial_state
+from biojax.kernels.scan.checks import check_one_dtype, initial_state
 from biojax.typing import Array, Precision
 
 __all__ = ["conv_gru", "conv_lstm"]
@@ -154,13 +153,5 @@ def _check(
             f"bias ({gates} * f,), with the same one to three spatial axes",
             "Make the shapes agree",
         )
-    if not x.dtype == w_x.dtype == w_h.dtype == bias.dtype or not jnp.issubdtype(
-        x.dtype, jnp.floating
-    ):
-        raise ShapeError(
-            where,
-            f"x of {x.dtype}, w_x of {w_x.dtype}, w_h of {w_h.dtype}, bias of {bias.dtype}",
-            "one floating dtype for all",
-            "Convert them with astype",
-        )
+    check_one_dtype(where, x=x, w_x=w_x, w_h=w_h, bias=bias)
     return (x.shape[0], *x.shape[2:-1], features)

@@ -31,7 +31,7 @@ def linear_scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Ar
         h = a_t.astype(wide) * h + b_t.astype(wide)
         return h, h.astype(b.dtype)
 
-    # XLA on CPU makes vectors along one axis of states, and none of two (three times slower).
+    # With an axis of length 1 among those of the state XLA on CPU took 2.5 times as long.
     decays = None if a.shape[0] == 1 else a.reshape(len(a), -1) if a.shape == b.shape else a
     first = varying(h0.astype(wide).reshape(-1), a, b)
     h_last, h = lax.scan(step, first, (decays, b.reshape(len(b), -1)), reverse=reverse)

@@ -1,8 +1,8 @@
 """The selective recurrence over the steps of a chunk, one after the other, and its gradient.
 
 A step is a few sums over the states of each channel. XLA on CPU makes vectors of them along the
-channels, in a loop without calls; with one more axis, even of length 1, it does not (7 times
-slower, jaxlib 0.10.2). So sequences and groups go one by one. What sums over channels, the
+channels, in a loop without calls. With one more axis, of length 1, it took 7 times as long (jaxlib
+0.10.2), so sequences and groups go one by one. What sums over channels, the
 gradients of B and C, are matrix products of all steps of the chunk at once.
 """
 
