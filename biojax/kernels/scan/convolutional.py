@@ -1,6 +1,5 @@
 """Gated recurrences whose state is an image: over the frames of a clip, the slices of a volume."""
 
-
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import select
 from biojax.kernels.scan import sequential_convolutional
@@ -54,6 +53,7 @@ def conv_lstm(
     Source: Shi et al., "Convolutional LSTM network: a machine learning approach for precipitation
     nowcasting", NeurIPS 2015, section 3.1.
 
+    >>> import jax.numpy as jnp
     >>> x, w_x, w_h = jnp.ones((1, 2, 5, 1)), jnp.ones((3, 1, 4)), jnp.zeros((3, 1, 4))
     >>> h, (h_last, c_last) = conv_lstm(x, w_x, w_h, jnp.zeros(4))
     >>> h.shape, h_last.shape, c_last[0, :, 0]
@@ -114,6 +114,7 @@ def conv_gru(
     learning video representations", ICLR 2016, reset before the convolution, which takes two of
     them for each step.
 
+    >>> import jax.numpy as jnp
     >>> x, w_x, w_h = jnp.ones((1, 2, 5, 1)), jnp.ones((3, 1, 3)), jnp.zeros((3, 1, 3))
     >>> h, h_last = conv_gru(x, w_x, w_h, jnp.zeros(3))
     >>> h[0, 0, :, 0]
