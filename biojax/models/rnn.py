@@ -2,7 +2,7 @@
 
 Sources: Elman, "Finding structure in time", 1990; Schuster and Paliwal, "Bidirectional recurrent
 neural networks", 1997; Cho et al., "Learning phrase representations using RNN encoder-decoder",
-EMNLP 2014, section 2.
+EMNLP 2014, section 2.2.
 """
 
 import flax.linen as nn
@@ -71,6 +71,9 @@ class RNNEncoderDecoder(nn.Module):
 
     c = last state of the encoder,      h_0 = tanh(V c + v)
     h_t = cell(h_{t-1}, c),   y_t = W_y h_t + b_y
+
+    The paper's decoder also reads y_{t-1} at each step, and y_t is read off c and y_{t-1} as well;
+    here only the state tells the steps apart.
 
     Args:
       num_classes: size of each y_t.

@@ -2,8 +2,11 @@
 
 Source: Xing et al., "SegMamba: long-range sequential modeling Mamba for 3D medical image
 segmentation", MICCAI 2024, section 2; layers as in the authors' code,
-https://github.com/ge-xing/SegMamba. Three-dimensional, as many slices at each stage as the code is
-set to for 128 x 128 x 128 voxels:
+https://github.com/ge-xing/SegMamba, except that layer norms add 1e-6 to the variance, there 1e-5.
+That code departs from the paper, where the stem is a depthwise convolution, every Mamba has a gated
+convolution before it and a residual perceptron behind it, and skips are weighted by an estimate of
+their uncertainty. Three-dimensional, as many slices at each stage as the code is set to for
+128 x 128 x 128 voxels:
 
 | | 1 -> 2 | 4 -> 4 |
 | --- | --- | --- |
@@ -120,7 +123,8 @@ class GatedConv(nn.Module):
     """x + layer(layers(x) + layer(x)), the gated spatial convolution.
 
     The two `layers` have kernels of 3, the others of 1. The paper multiplies the branches, like a
-    gate; the authors' code adds them, and so does this.
+    gate; the authors' code adds them, and so does this. There too the long branch is one layer, the
+    last kernel is of 3, and norms come before their convolutions.
 
     Args:
       norm: see `make_norm`; instance normalisation has no scale and bias.

@@ -1,8 +1,9 @@
 """U-Mamba: nnU-Net's plan with residual blocks, and Mamba over the voxels of its encoder.
 
 Source: Ma, Li and Wang, "U-Mamba: enhancing long-range dependency for biomedical image
-segmentation", 2024, section 3; layers as in the authors' code, https://github.com/bowang-lab/U-Mamba.
-Six stages, 3-D, patches of 128 x 128 x 128 voxels, 1 -> 2:
+segmentation", 2024; layers as in the authors' code, https://github.com/bowang-lab/U-Mamba, except
+that layer norms add 1e-6 to the variance, there 1e-5. Six stages, 3-D, patches of
+128 x 128 x 128 voxels, 1 -> 2:
 
 | variant | Mamba after | with the heads of deep supervision | without |
 | --- | --- | --- | --- |

@@ -1,8 +1,9 @@
 """Vision-LSTM (ViL): blocks of mLSTM over patches, every second one from the last to the first.
 
-Source: Alkin et al., "Vision-LSTM: xLSTM as generic vision backbone", ICLR 2025, section 3 and
-table 1; layers as in the authors' second version, https://github.com/NX-AI/vision-lstm, with the
-norm before the head that their published weights have. For 224 x 224 pixels, 3 -> 1000 classes:
+Source: Alkin et al., "Vision-LSTM: xLSTM as generic vision backbone", ICLR 2025; layers as in the
+authors' second version, https://github.com/NX-AI/vision-lstm, with the norm before the head that
+their published weights have. Layer norms add 1e-6 to the variance; there those inside of blocks and
+before the head add 1e-5. For 224 x 224 pixels, 3 -> 1000 classes:
 
 | variant | features | parameters | stated |
 | --- | --- | --- | --- |
@@ -10,7 +11,7 @@ norm before the head that their published weights have. For 224 x 224 pixels, 3 
 | vil_s | 384 | 23,398,696 | 23M |
 | vil_b | 768 | 89,263,528 | 89M |
 
-The authors' training logs print the same numbers.
+The authors' training logs print the same numbers; of vil_s only that for 192 x 192 pixels.
 """
 
 import flax.linen as nn

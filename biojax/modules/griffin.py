@@ -24,7 +24,8 @@ class GriffinBlock(nn.Module):
 
     The norm is that of the root mean square, the convolution short, causal and depthwise, and the
     gates of `biojax.kernels.rg_lru` are block-diagonal matrices of what it reads. The decays start
-    between 0.9 and 0.999 where the recurrence gate is open, which keeps memory.
+    between 0.9 and 0.999 where the recurrence gate is open, which keeps memory: so the paper; in
+    the code published with it their eighth roots start there.
 
     Args:
       state_features: width of the recurrence; that of the input if None.

@@ -28,7 +28,7 @@ class HierarchicalRNN(nn.Module):
       ShapeError: the image has not one axis for each layer.
 
     Source: Li, Luong and Jurafsky, "A hierarchical neural autoencoder for paragraphs and
-    documents", ACL 2015, section 3.2, of words and sentences. The other way to read images is one
+    documents", ACL 2015, section 3, of words and sentences. The other way to read images is one
     state that goes along all axes at once: Graves, Fernandez and Schmidhuber, "Multi-dimensional
     recurrent neural networks", ICANN 2007.
 

@@ -49,7 +49,7 @@ class LSTM(nn.Module):
       param_dtype: of the parameters.
 
     Source of the forget bias: Jozefowicz et al., "An empirical exploration of recurrent network
-    architectures", ICML 2015, section 2.2.
+    architectures", ICML 2015.
     """
 
     features: int

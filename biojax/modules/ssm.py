@@ -180,8 +180,8 @@ class Mamba2Block(nn.Module):
     z, v, s = split(u W_in),   x, B, C = split(silu(conv(v))),   dt_t = softplus(s_t + dt_bias)
     y = ssd(x, dt, A, B, C, D),   out = norm(silu(z) y) W_out,   A = -exp(A_log)
 
-    The norm is that of the root mean square. A starts between -16 and -1, D as 1, and dt between
-    0.001 and 0.1.
+    The norm is that of the root mean square, over all inner channels; in the authors' code over
+    those of each group. A starts between -16 and -1, D as 1, and dt between 0.001 and 0.1.
 
     Args:
       head_size: k; must divide the inner channels.

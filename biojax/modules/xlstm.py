@@ -38,8 +38,9 @@ class ViLBlock(nn.Module):
     Raises:
       ConfigError: heads or blocks that do not divide the inner channels.
 
-    Sources: Alkin et al., "Vision-LSTM: xLSTM as generic vision backbone", ICLR 2025, section 3 and
-    figure 1; Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, figure 11.
+    Sources: Alkin et al., "Vision-LSTM: xLSTM as generic vision backbone", ICLR 2025; Beck et al.,
+    "xLSTM: extended long short-term memory", NeurIPS 2024, appendix A.4. All but the
+    convolution starts as in the authors' code.
     """
 
     num_heads: int = 4

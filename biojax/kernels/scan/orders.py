@@ -36,7 +36,7 @@ _AXES = "zyx"
 _CURVES = {"snake": curves.snake, "morton": curves.morton, "hilbert": curves.hilbert}
 
 # Forward, backward, and along z at each pixel of a slice. Source: Xing et al., "SegMamba", MICCAI
-# 2024, the tri-orientated Mamba of section 2; its code tells slices apart by their number for
+# 2024, the tri-orientated Mamba of section 2.1; its code tells slices apart by their number for
 # volumes of 128^3 voxels.
 TRI_ORIENTATED = ("zyx", "-zyx", "yxz")
 

@@ -6,7 +6,7 @@ knows the state that its part begins with, and runs it. What is sent are states,
 of the sequence.
 
 Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length", ICLR
-2018, section 2.2.
+2018, section 2.
 """
 
 from collections.abc import Callable
