@@ -39,7 +39,7 @@ class VisionMamba(nn.Module):
       state_size: states of each channel.
       drop_path_rate: share of images that leave out the last block, while training; from block to
         block it rises to that linearly, beginning with none.
-      dtype: of the computation; logits are float32 at least.
+      dtype: of the computation; the sum over blocks and the logits are float32 at least.
       param_dtype: of the parameters.
     """
 
@@ -62,8 +62,11 @@ class VisionMamba(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to (b, num_classes), or to tokens (b, t, features) in raster order."""
         check_image("vision_mamba", x, self.spatial_dims, self.stride)
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x, middle = self._tokens(x)
+        kind = {"dtype": x.dtype, "param_dtype": self.param_dtype}
+        # What the blocks add up is float32, as it is for the authors: in bfloat16 a sum forgets
+        # what is less than a few thousandths of it, and there are many blocks.
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         for i in range(self.num_layers):
             rate = self.drop_path_rate * i / max(1, self.num_layers - 1)
             drop = nn.Dropout(rate, (1, 2), deterministic=not train)

@@ -1,5 +1,7 @@
 """Vision Mamba against its layers by hand, and its numbers of parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,23 @@ def test_later_blocks_are_left_out_more_often(with_parameters, quick_jit):
     np.testing.assert_array_equal(first[:8], np.repeat(first[:1], 8, axis=0))  # never left out
     left_out = [np.array_equal(a, b) for a, b in zip(first, second, strict=True)]
     assert len(x) / 2 < sum(left_out) < len(x)
+
+
+def test_small_steps_of_many_blocks_are_not_lost_in_bfloat16(with_parameters, quick_jit):
+    model = create_model("vision_mamba_t", num_classes=None, **SMALL)
+    variables = with_parameters(model, X)
+    for i in range(2):  # which bfloat16 would round away from tokens of the order of one
+        out = variables["params"][f"mamba{i}"]["out"]
+        out["kernel"] = out["kernel"] * 1e-3
+
+    def second_step(dtype):
+        run = quick_jit(functools.partial(model.clone(dtype=dtype).apply, mutable="intermediates"))
+        before, after = (run(variables, X)[1]["intermediates"][f"tokens{i}"][0] for i in range(2))
+        return np.asarray(after, np.float64) - np.asarray(before, np.float64)
+
+    expected, found = second_step("float32"), second_step("bfloat16")
+    assert 0 < np.abs(expected).max() < 2**-8
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
