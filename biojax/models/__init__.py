@@ -1,7 +1,8 @@
-"""Models: modules that map an image to logits."""
+"""Models: modules that map an image to logits, or a clip to the frames that follow."""
 
 from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
+from biojax.models.convlstm import ConvLSTMForecaster
 from biojax.models.mednext import MedNeXt, upkern
 from biojax.models.registry import count_parameters, create_model, list_models
 from biojax.models.resenc_unet import ResEncUNet
@@ -9,6 +10,7 @@ from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.segmamba import SegMamba
+from biojax.models.slice_rnn import SliceRNN
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.vil import ViL
@@ -17,6 +19,7 @@ from biojax.models.vision_mamba import VisionMamba
 __all__ = [
     "AttentionClassifier",
     "CNNClassifier",
+    "ConvLSTMForecaster",
     "MedNeXt",
     "RNNClassifier",
     "RNNEncoderDecoder",
@@ -24,6 +27,7 @@ __all__ = [
     "ResNet3D",
     "ResidualUNet",
     "SegMamba",
+    "SliceRNN",
     "UMamba",
     "UNet",
     "ViL",

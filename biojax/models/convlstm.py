@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image
 from biojax.modules.convrecurrent import ConvLSTM
@@ -44,6 +45,9 @@ class ConvLSTMForecaster(nn.Module):
       kernel_size: of all convolutions but the last, which is of 1.
       dtype: of the computation; frames are float32 at least.
       param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: clips of no spatial axis, or of more than three.
     """
 
     num_frames: int = 1
@@ -67,18 +71,18 @@ class ConvLSTMForecaster(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, t, *spatial, c) to the frames that follow, (b, num_frames, *spatial, c)."""
-        check_image("convlstm_forecaster", x, self.spatial_dims, self.stride)
+        self._check(x)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         h, states = _fold(x, self._patch), []
         for i, features in enumerate(self.features):
             h, state = ConvLSTM(features, self.kernel_size, name=f"encoder{i}", **kind).run(h)
-            self.sow("intermediates", f"encoder{i}", h)
+            self.sow("intermediates", f"encoder{i}_states", h)
             states.append(state)
         h, hidden = jnp.zeros((h.shape[0], self.num_frames, *h.shape[2:-1], 0), h.dtype), []
         for i, features in enumerate(self.features):
             layer = ConvLSTM(features, self.kernel_size, name=f"forecaster{i}", **kind)
             h, _ = layer.run(h, *states[i])
-            self.sow("intermediates", f"forecaster{i}", h)
+            self.sow("intermediates", f"forecaster{i}_states", h)
             hidden.append(h)
         change = nn.Dense(
             math.prod(self._patch) * x.shape[-1],
@@ -88,6 +92,23 @@ class ConvLSTMForecaster(nn.Module):
         )(jnp.concatenate(hidden, axis=-1))
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return x[:, -1:].astype(wide) + _unfold(change, self._patch).astype(wide)
+
+    def _check(self, x: Array) -> None:
+        if self.spatial_dims not in (2, 3, 4):
+            raise ConfigError(
+                "convlstm_forecaster",
+                f"spatial_dims={self.spatial_dims}",
+                "2, 3 or 4, the axis of time included",
+                "For sequences without space use rnn_encoder_decoder",
+            )
+        if x.ndim != self.spatial_dims + 2:
+            raise ShapeError(
+                "convlstm_forecaster",
+                f"a clip of shape {x.shape} with spatial_dims={self.spatial_dims}",
+                f"(b, t, {', '.join('dhw'[1 - self.spatial_dims :])}, c)",
+                "Add the batch, time or channel axis, or change spatial_dims",
+            )
+        check_image("convlstm_forecaster", x, self.spatial_dims, self.stride)
 
 
 def _fold(x: Array, patch: Sequence[int]) -> Array:

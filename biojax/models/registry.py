@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from biojax.errors import ConfigError, nearest
 from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
+from biojax.models.convlstm import ConvLSTMForecaster
 from biojax.models.mednext import MedNeXt
 from biojax.models.resenc_unet import ResEncUNet
 from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.segmamba import SegMamba
+from biojax.models.slice_rnn import SliceRNN
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.vil import ViL
@@ -31,6 +33,7 @@ __all__ = ["MODELS", "PRESETS", "count_parameters", "create_model", "list_models
 MODELS: dict[str, type[nn.Module]] = {
     "attention_classifier": AttentionClassifier,
     "cnn_classifier": CNNClassifier,
+    "convlstm_forecaster": ConvLSTMForecaster,
     "mednext_b": MedNeXt,
     "mednext_l": MedNeXt,
     "mednext_m": MedNeXt,
@@ -45,6 +48,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "rnn_classifier": RNNClassifier,
     "rnn_encoder_decoder": RNNEncoderDecoder,
     "segmamba": SegMamba,
+    "slice_rnn": SliceRNN,
     "umamba_bot": UMamba,
     "umamba_enc": UMamba,
     "unet": UNet,

@@ -44,10 +44,11 @@ class SliceRNN(nn.Module):
       param_dtype: of the parameters.
 
     Raises:
-      ConfigError: neither kind of logits is asked for, or a volume of one axis.
+      ConfigError: neither kind of logits is asked for, a volume of one axis, or num_blocks for
+        other stages than encoder_features.
     """
 
-    num_classes: int | None = None
+    num_classes: int | None
     slice_classes: int | None = None
     spatial_dims: int = 3
     encoder_features: Sequence[int] = (16, 32, 64, 128)
@@ -118,4 +119,12 @@ class SliceRNN(nn.Module):
                 f"spatial_dims={self.spatial_dims}",
                 "2 or 3, the slices' axis included",
                 "For sequences without space use rnn_classifier",
+            )
+        if len(self.num_blocks) != len(self.encoder_features):
+            raise ConfigError(
+                "slice_rnn",
+                f"num_blocks for {len(self.num_blocks)} stages and encoder_features for "
+                f"{len(self.encoder_features)}",
+                "one number for each stage",
+                "Change num_blocks or encoder_features",
             )

@@ -1,19 +1,22 @@
 """What holds for every model: shapes, dtypes, gradients, intermediates, and what is refused."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from biojax.errors import ShapeError
 from biojax.models import create_model, registry
 
-# Small fields, and for each number of spatial axes an image and the shape of the output.
+# Small fields, the numbers of spatial axes, and for each of these an image and its axes' names.
 MODELS = {
     "attention_classifier": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2},
     "cnn_classifier": {"num_classes": 3, "features": (2, 4), "dense": 4},
+    "convlstm_forecaster": {"num_frames": 2, "features": (3, 2), "kernel_size": 3, "patch_size": 4},
     "mednext_s": {
         "out_channels": 3,
         "features": 2,
@@ -33,6 +36,12 @@ MODELS = {
         "hidden_features": 4,
         "state_size": 2,
     },
+    "slice_rnn": {
+        "num_classes": 3,
+        "encoder_features": (2, 3),
+        "num_blocks": (1, 1),
+        "features": 4,
+    },
     "umamba_bot": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1, "state_size": 2},
     "umamba_enc": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1, "state_size": 2},
     "unet": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1},
@@ -45,16 +54,20 @@ MODELS = {
         "patch_size": 4,
     },
 }
+DIMS = dict.fromkeys(MODELS, (1, 2, 3)) | {"convlstm_forecaster": (2, 3), "slice_rnn": (2, 3)}
 IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
+AXES = {name: {1: "w", 2: "hw", 3: "dhw"} for name in MODELS}
+AXES["convlstm_forecaster"] = {2: "tw", 3: "thw"}
 DENSE = [name for name, fields in MODELS.items() if "out_channels" in fields]
 PATCHED = [
     "attention_classifier",
+    "convlstm_forecaster",
     "rnn_classifier",
     "rnn_encoder_decoder",
     "vil_t",
     "vision_mamba_t",
 ]
-CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in (1, 2, 3)]
+CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in DIMS[name]]
 
 
 def make(name: str, dims: int, **fields):
@@ -63,11 +76,14 @@ def make(name: str, dims: int, **fields):
 
 
 def output_shape(name: str, dims: int) -> tuple[int, ...]:
-    b, *spatial, _ = IMAGE[dims]
+    b, *spatial, c = IMAGE[dims]
     steps = math.prod(n // 4 for n in spatial) if dims > 1 else spatial[0]
-    if name in DENSE:
-        return (b, *spatial, 3)
-    return (b, steps, 3) if name == "rnn_encoder_decoder" else (b, 3)
+    others = {
+        **dict.fromkeys(DENSE, (b, *spatial, 3)),
+        "convlstm_forecaster": (b, 2, *spatial[1:], c),
+        "rnn_encoder_decoder": (b, steps, 3),
+    }
+    return others.get(name, (b, 3))
 
 
 def shapes(model, dims: int, dtype=jnp.float32, **options):
@@ -134,6 +150,7 @@ GRADIENTS = {
     "resnet3d_18": (2, {"norm": "layer", "features": (4, 6)}),
     "resnet3d_50": (2, {"norm": "layer", "features": (4, 6)}),
     "segmamba": (2, {"norm": "layer", "features": (4, 6)}),
+    "slice_rnn": (2, {"encoder_features": (4, 6)}),
     "umamba_bot": (2, {"norm": "layer", "features": (4, 6)}),
     "umamba_enc": (2, {"norm": "layer", "features": (4, 6, 6)}),
 }
@@ -163,6 +180,12 @@ def test_gradients_reach_every_parameter(name, with_parameters, quick_jit):
 INTERMEDIATES = {
     "attention_classifier": {"tokens0": (2, 12, 4), "tokens1": (2, 12, 4)},
     "cnn_classifier": {"stage0": (2, 5, 7, 2), "stage1": (2, 1, 2, 4)},
+    "convlstm_forecaster": {
+        "encoder0_states": (2, 12, 4, 3),
+        "encoder1_states": (2, 12, 4, 2),
+        "forecaster0_states": (2, 2, 4, 3),
+        "forecaster1_states": (2, 2, 4, 2),
+    },
     "mednext_s": {
         "encoder0": (2, 12, 16, 2),
         "encoder1": (2, 6, 8, 4),
@@ -186,6 +209,12 @@ INTERMEDIATES = {
         "stage1": (2, 3, 4, 3),
         "decoder1": (2, 6, 8, 3),
         "decoder0": (2, 12, 16, 2),
+    },
+    "slice_rnn": {
+        "encoder/stage0": (24, 4, 2),
+        "encoder/stage1": (24, 2, 3),
+        "slices": (2, 12, 4),
+        "states0": (2, 12, 8),
     },
     "unet": {
         "encoder0": (2, 12, 16, 2),
@@ -213,7 +242,7 @@ def test_intermediates_by_name(name):
         variables = {k: v for k, v in variables.items() if k != "intermediates"}
         return model.apply(variables, x, mutable=["intermediates"])[1]["intermediates"]
 
-    sown = jax.eval_shape(run, jax.random.key(0), x)
+    sown: Any = flatten_dict(jax.eval_shape(run, jax.random.key(0), x), sep="/")
     assert {n: value[0].shape for n, value in sown.items()} == INTERMEDIATES[name]
     assert all(len(value) == 1 for value in sown.values())
 
@@ -221,7 +250,7 @@ def test_intermediates_by_name(name):
 @pytest.mark.parametrize(("name", "dims"), CASES)
 def test_the_wrong_rank_is_refused(name, dims):
     for shape in (IMAGE[dims][1:], (1, *IMAGE[dims])):
-        expected = f"(b, {', '.join('dhw'[-dims:])}, c)"
+        expected = f"(b, {', '.join(AXES[name][dims])}, c)"
         with pytest.raises(ShapeError, match="with spatial_dims=") as caught:
             make(name, dims).init(jax.random.key(0), jnp.ones(shape))
         assert name.startswith(caught.value.where)
@@ -264,8 +293,9 @@ def test_deep_supervision(name, with_parameters, quick_jit):
 def test_patches_that_do_not_divide_are_refused(name):
     with pytest.raises(ShapeError, match=r"image of \(12, 15\).*Did you mean \(12, 16\)\?"):
         make(name, 2).init(jax.random.key(0), jnp.ones((1, 12, 15, 2)))
+    fewest = DIMS[name][0]
     with pytest.raises(ShapeError, match=r"patch_size=\(2, 2\).*one integer"):
-        make(name, 1, patch_size=(2, 2)).init(jax.random.key(0), jnp.ones((1, 12, 2)))
+        make(name, fewest, patch_size=(2, 2)).init(jax.random.key(0), jnp.ones(IMAGE[fewest]))
 
 
 @pytest.mark.parametrize("name", ["attention_classifier", "cnn_classifier", "rnn_classifier"])

@@ -13,6 +13,7 @@ from biojax.models import count_parameters, create_model, list_models
 REQUIRED = {
     "attention_classifier": {"num_classes": 3},
     "cnn_classifier": {},
+    "convlstm_forecaster": {},
     "mednext_b": {"out_channels": 2},
     "mednext_l": {"out_channels": 2},
     "mednext_m": {"out_channels": 2},
@@ -27,6 +28,7 @@ REQUIRED = {
     "rnn_classifier": {"num_classes": 3},
     "rnn_encoder_decoder": {"num_classes": 3},
     "segmamba": {"out_channels": 2},
+    "slice_rnn": {"num_classes": 2},
     "umamba_bot": {"out_channels": 2},
     "umamba_enc": {"out_channels": 2},
     "unet": {"out_channels": 3},
@@ -57,6 +59,7 @@ def test_names_are_those_of_the_classes():
     assert classes == {
         "attention_classifier": models.AttentionClassifier,
         "cnn_classifier": models.CNNClassifier,
+        "convlstm_forecaster": models.ConvLSTMForecaster,
         **dict.fromkeys((f"mednext_{size}" for size in "sbml"), models.MedNeXt),
         **dict.fromkeys((f"resenc_unet_{size}" for size in ("m", "l", "xl")), models.ResEncUNet),
         "residual_unet": models.ResidualUNet,
@@ -64,6 +67,7 @@ def test_names_are_those_of_the_classes():
         "rnn_classifier": models.RNNClassifier,
         "rnn_encoder_decoder": models.RNNEncoderDecoder,
         "segmamba": models.SegMamba,
+        "slice_rnn": models.SliceRNN,
         **dict.fromkeys((f"umamba_{where}" for where in ("bot", "enc")), models.UMamba),
         "unet": models.UNet,
         **dict.fromkeys((f"vil_{size}" for size in "tsb"), models.ViL),
@@ -173,6 +177,7 @@ def test_fields_survive_json(name):
         **{f"resnet3d_{depth}": small for depth in (18, 34, 50)},
         "residual_unet": {"features": (4, 8), "strides": ((1, 2, 2),)},
         "segmamba": small,
+        "slice_rnn": {"encoder_features": (4, 8), "num_blocks": (1, 2), "slice_classes": 3},
         **{f"umamba_{where}": {"features": (4, 8), "num_convs": 3} for where in ("bot", "enc")},
         "unet": {"features": (4, 8), "strides": (1, (1, 2, 2)), "kernel_size": (1, 3, 3)},
         "cnn_classifier": {"features": (4, 8)},
@@ -215,6 +220,9 @@ def test_dtypes_may_be_names():
         ("rnn_classifier", {"num_classes": 2, "dropout_rate": "1"}, "dropout_rate='1'"),
         ("rnn_classifier", {"num_classes": True}, "num_classes=True"),
         ("rnn_classifier", {"features": 4}, r"Add num_classes=\.$"),
+        ("slice_rnn", {"slice_classes": 2}, r"Add num_classes=\.$"),
+        ("convlstm_forecaster", {"num_frames": 0}, "num_frames=0. Expected int, numbers of at"),
+        ("convlstm_forecaster", {"num_classes": 2}, "got field 'num_classes'"),
     ],
 )
 def test_what_create_model_refuses(name, fields, message):
