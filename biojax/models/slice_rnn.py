@@ -2,10 +2,10 @@
 
 Each slice is encoded by itself, by a residual network of one axis fewer, and a recurrence along the
 slices gives each of them its context. Sources: Chen et al., "Combining fully convolutional and
-recurrent neural networks for 3D biomedical image segmentation", NeurIPS 2016; for outputs per
-slice and per volume from one recurrence, as here, Burduja, Ionescu and Verga, "Accurate and
-efficient intracranial hemorrhage detection and subtype classification in 3D CT scans with
-convolutional and long short-term memory neural networks", Sensors 20, 2020.
+recurrent neural networks for 3D biomedical image segmentation", NeurIPS 2016, where states are
+images; for a state that is a vector, as here, Burduja, Ionescu and Verga, "Accurate and efficient
+intracranial hemorrhage detection and subtype classification in 3D CT scans with convolutional and
+long short-term memory neural networks", Sensors 20, 2020.
 """
 
 from collections.abc import Sequence

@@ -28,7 +28,8 @@ EPSILON = 1e-5  # of the norms
 class VisionMamba(nn.Module):
     """Patches, learned positions, a class token, blocks of x + mamba(norm(x)), logits of the token.
 
-    The norm is that of the root mean square. Each block reads the tokens forwards and backwards.
+    The norm is that of the root mean square. Each block reads the tokens forwards and backwards,
+    and takes the mean of both, as the authors' code does; the paper has the sum.
 
     Args:
       num_classes: logits; None for the tokens themselves, to pretrain or to build upon.
