@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels import gru, linear_scan, lstm, rnn
+from biojax.kernels.scan import chunked, sequential
 
 both = pytest.mark.parametrize("implementation", ["sequential", "associative"])
 
@@ -149,6 +150,39 @@ def test_states_are_rounded_once(implementation):
     expected = by_loop(np.asarray(a, np.float64), np.asarray(b, np.float64), 0.0)
     np.testing.assert_allclose(np.asarray(h, np.float64), expected, rtol=2**-8 + 1e-5)
     np.testing.assert_array_equal(last, h[:, -1])
+
+
+each = pytest.mark.parametrize("implementation", ["sequential", "associative", "chunked"])
+
+
+@each
+@pytest.mark.parametrize(("t", "reverse"), [(4097, False), (65_535, True), (65_536, False)])
+def test_long_sequences(implementation, t, reverse):
+    """Decays of magnitude one, ones that fade, and resets; the state is float32 between chunks."""
+    rng = np.random.default_rng(t)
+    a = rng.choice([1.0, -1.0, 0.0, 0.9, 0.999], (1, t, 8), p=[0.4, 0.4, 0.001, 0.1, 0.099])
+    a, b, h0 = a.astype(np.float32), normal(1, 1, t, 8), normal(2, 1, 8)
+    for dtype, rounding in ((jnp.float32, 0.0), (jnp.bfloat16, 2**-8)):
+        given = [jnp.asarray(v, dtype) for v in (a, b, h0)]
+        h, last = scan(*given, reverse=reverse, implementation=implementation)
+        exact = [np.asarray(v, np.float64) for v in given]
+        exact[:2] = [v[:, :: -1 if reverse else 1] for v in exact[:2]]
+        expected = by_loop(*exact)
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(last, expected[:, -1], rtol=rounding, atol=2e-5 * size)
+        expected = expected[:, ::-1] if reverse else expected
+        np.testing.assert_allclose(h, expected, rtol=rounding, atol=2e-5 * size)
+
+
+@pytest.mark.parametrize("t", [1, 6, 7, 11])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_chunks_of_any_length_make_the_whole(t, reverse):
+    a, b, h0 = normal(0, t, 2), normal(1, t, 2), normal(2, 2)
+    for decay in (a, a[:1]):
+        whole = sequential.linear_scan(decay, b, h0, reverse)
+        parts = chunked.linear_scan(decay, b, h0, reverse, chunk_bytes=3 * 8)
+        for one, other in zip(whole, parts, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 # The cells.

@@ -17,7 +17,7 @@ from jax.sharding import AxisType
 
 from biojax.typing import Array
 
-__all__ = ["Cut", "map_blocks", "plan", "sum_blocks", "varying"]
+__all__ = ["Cut", "as_bits", "as_floats", "map_blocks", "plan", "sum_blocks", "varying"]
 
 # What a block's intermediate arrays may take together: in cache with others, on the CPUs of today.
 BLOCK_BYTES = 8 * 2**20
@@ -112,9 +112,9 @@ def map_blocks(
         return y if y.shape == out.shape else y[tuple(slice(n) for n in out.shape)]
 
     def in_bits(window: Array) -> Array:
-        return _bits(compute(_floats(window, x.dtype)))
+        return as_bits(compute(as_floats(window, x.dtype)))
 
-    block = jax.eval_shape(lambda x: in_bits(_bits(_window(x, cuts, 0))), x)
+    block = jax.eval_shape(lambda x: in_bits(as_bits(_window(x, cuts, 0))), x)
     shape = (
         tuple(cut.parts * n for cut, n in zip(cuts, block.shape, strict=False)) + block.shape[3:]
     )
@@ -129,7 +129,7 @@ def map_blocks(
         return lax.dynamic_update_slice(y, part, (*at, 0, 0))
 
     y = _over_blocks(step, jnp.zeros(shape, block.dtype), [x], [cuts])
-    return _floats(y[tuple(slice(n) for n in out.shape)], out.dtype)
+    return as_floats(y[tuple(slice(n) for n in out.shape)], out.dtype)
 
 
 def sum_blocks(
@@ -152,7 +152,7 @@ def sum_blocks(
 
     def step(total: Array, windows: tuple[Array, ...], i: Array | int) -> Array:
         x_bits, dy_bits = windows
-        return total + compute(_floats(x_bits, x.dtype), _floats(dy_bits, dy.dtype))
+        return total + compute(as_floats(x_bits, x.dtype), as_floats(dy_bits, dy.dtype))
 
     state = jnp.zeros(part.shape, part.dtype)
     return _over_blocks(step, state, [x, dy], [cuts, outputs], after)
@@ -186,23 +186,23 @@ def _over_blocks(
     return lax.scan(body, (state, read(first)), jnp.arange(count))[0][0]
 
 
-def _bits(x: Array) -> Array:
+def as_bits(x: Array) -> Array:
     """Floats of 16 bits as integers: the compiler would widen them whole, before the loop."""
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
 
 
-def _floats(x: Array, dtype: jnp.dtype) -> Array:
+def as_floats(x: Array, dtype: jnp.dtype) -> Array:
     return lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 
 def _read(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:
     if x.dtype.itemsize > 2:
         return _window(x, cuts, i)
-    window = jax.eval_shape(lambda x: _bits(_window(x, cuts, 0)), x)
+    window = jax.eval_shape(lambda x: as_bits(_window(x, cuts, 0)), x)
     # In a branch, or the compiler would take the bits of the whole image before the loop.
     return lax.cond(
         jnp.asarray(i) >= 0,
-        lambda x: _window(_bits(x), cuts, i),
+        lambda x: _window(as_bits(x), cuts, i),
         lambda x: varying(jnp.zeros(window.shape, window.dtype), x),
         x,
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from biojax.errors import ShapeError, UnsupportedError
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import platform, select
-from biojax.kernels.scan import associative, sequential, sharded
+from biojax.kernels.scan import associative, chunked, sequential, sharded
 from biojax.kernels.scan.checks import initial_state
 from biojax.kernels.scan.products import before
 from biojax.typing import Array
@@ -39,7 +39,7 @@ def linear_scan(
       reverse: run from the last step to the first.
       axis_name: inside of `jax.shard_map`, the axis of the mesh over which time is spread; a and b
         are this device's part, h0 and h_last are the same on all devices.
-      implementation: "sequential", "associative", "pallas", or None to choose.
+      implementation: "sequential", "associative", "chunked", "pallas", or None to choose.
 
     Returns:
       h: every state, shape and dtype of b. h_last: the last state in the order run.
@@ -99,11 +99,14 @@ def _rule(b: Array) -> tuple[str, str]:
     return "associative", f"log(t) parallel steps on {platform()}"
 
 
-def _differentiable(implementation: Callable) -> Callable:
+def _differentiable(implementation: Callable, back: Callable | None = None) -> Callable:
     """With the gradient that is the same scan the other way round.
 
     l_t = dh_t + a_{t+1} l_{t+1},   db_t = l_t,   da_t = l_t h_{t-1},   dh0 = a_0 l_0
+
+    `back` is of a, dh, dh_last and the forward direction, and returns db and dh0.
     """
+    back = back or partial(_back, implementation)
 
     @partial(jax.custom_vjp, nondiff_argnums=(3,))
     def scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
@@ -115,14 +118,9 @@ def _differentiable(implementation: Callable) -> Callable:
 
     def backward(reverse, saved, cotangents):
         a, h, h0 = saved
-        dh, dlast = cotangents
-        first, last = (-1, 0) if reverse else (0, -1)
-        # The decay out of the last step meets a state of zeros.
-        later = a if a.shape[0] == 1 else jnp.roll(a, 1 if reverse else -1, 0)
-        db, _ = implementation(later, dh.at[last].add(dlast), jnp.zeros_like(h0), not reverse)
-        da = db * before(h, h0, reverse)
-        dh0 = (a[first] * db[first]).astype(h0.dtype)
-        return _sum_to(da, a.shape).astype(a.dtype), db, dh0
+        db, dh0 = back(a, *cotangents, reverse)
+        da = _sum_to(db * before(h, h0, reverse), a.shape)
+        return da.astype(a.dtype), db, dh0.astype(h0.dtype)
 
     scan.defvjp(forward, backward)
 
@@ -130,6 +128,16 @@ def _differentiable(implementation: Callable) -> Callable:
         return scan(*(varying(part, a, b, h0) for part in (a, b, h0)), reverse)
 
     return aligned
+
+
+def _back(
+    implementation: Callable, a: Array, dh: Array, dlast: Array, reverse: bool
+) -> tuple[Array, Array]:
+    first, last = (-1, 0) if reverse else (0, -1)
+    # The decay out of the last step meets a state of zeros.
+    later = a if a.shape[0] == 1 else jnp.roll(a, 1 if reverse else -1, 0)
+    db, _ = implementation(later, dh.at[last].add(dlast), jnp.zeros_like(dlast), not reverse)
+    return db, a[first] * db[first]
 
 
 def _sum_to(v: Array, shape: tuple[int, ...]) -> Array:
@@ -143,7 +151,7 @@ def _pallas(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]
             "linear_scan",
             f"implementation='pallas' on {platform()}",
             "a TPU",
-            "Use implementation='sequential' or 'associative', or None to choose",
+            "Use another implementation, or None to choose",
         )
     from biojax.kernels.scan import pallas  # slow to import
 
@@ -153,9 +161,11 @@ def _pallas(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]
 _PLAIN = {
     "sequential": sequential.linear_scan,
     "associative": associative.linear_scan,
+    "chunked": chunked.linear_scan,
     "pallas": _pallas,
 }
 _IMPLEMENTATIONS = {name: _differentiable(run) for name, run in _PLAIN.items()}
+_IMPLEMENTATIONS["sequential"] = _differentiable(sequential.linear_scan, sequential.back)
 
 
 def _over_devices(axis_name: str) -> dict[str, Callable]:
