@@ -35,8 +35,7 @@ from scipy import ndimage
 from biojax.data import samples
 from biojax.errors import require
 from biojax.io import make_folder, replacing
-from biojax.models import count_parameters
-from biojax.models.convlstm import ConvLSTMForecaster
+from biojax.models import ConvLSTMForecaster, count_parameters
 from biojax.tasks import apply_model, init_variables
 from biojax.training import create_state, fit, make_train_step
 from examples.classify_planes import run

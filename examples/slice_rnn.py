@@ -39,8 +39,7 @@ from biojax.data import samples
 from biojax.errors import require
 from biojax.io import make_folder, replacing
 from biojax.losses import binary_cross_entropy
-from biojax.models import count_parameters
-from biojax.models.slice_rnn import SliceRNN
+from biojax.models import SliceRNN, count_parameters
 from biojax.tasks import apply_model, init_variables
 from biojax.training import create_state, fit, make_train_step
 from examples.classify_planes import run

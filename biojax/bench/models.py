@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from biojax.bench.case import Case, Work, in_mode, normal, shapes_of
 from biojax.bench.counts import MODES, count_bytes, count_model
-from biojax.errors import ConfigError
 from biojax.models import create_model, list_models
+from biojax.models.registry import model_fields
 from biojax.typing import Array
 
 __all__ = ["initialise", "model_cases"]
@@ -22,8 +22,8 @@ _INPUTS = {1: (4, 512, 8), 2: (4, 128, 128, 3), 3: (1, 32, 32, 32, 1)}
 def model_cases(implementations: Iterable[str | None] = (None,)) -> list[Case]:
     """Each model forward, and forward with the gradient of its parameters.
 
-    Two classes; spectra of (4, 512, 8), images of (4, 128, 128, 3) and volumes of
-    (1, 32, 32, 32, 1), rounded up to the model's stride.
+    Two classes, or one frame to forecast; spectra of (4, 512, 8), images of (4, 128, 128, 3), and
+    volumes or clips of (1, 32, 32, 32, 1), rounded up to the model's stride.
     """
     return [
         Case(
@@ -71,11 +71,9 @@ def _prepare(name: str, mode: str) -> Work:
 
 
 def _with_two_classes(name: str) -> Any:
-    """The model by name; some call their outputs channels, others classes."""
-    try:
-        return create_model(name, out_channels=2)
-    except ConfigError:
-        return create_model(name, num_classes=2)
+    """The model by name; some call their outputs channels, others classes, and some have none."""
+    fields = {"out_channels", "num_classes"} & model_fields(name).keys()
+    return create_model(name, **dict.fromkeys(fields, 2))
 
 
 def _on_cpu() -> bool:

@@ -32,7 +32,7 @@ class Classification:
         where k is 1.
 
     Raises:
-      ShapeError: labels are not as many as the logits.
+      ShapeError: labels are not as many as the logits, or a model gives logits of several kinds.
     """
 
     model: nn.Module
@@ -49,6 +49,13 @@ class Classification:
         logits, batch_stats = apply_model(
             self.model, variables, batch["image"], key=key, train=train
         )
+        if isinstance(logits, tuple):
+            raise ShapeError(
+                "Classification",
+                f"{len(logits)} kinds of logits from {type(self.model).__name__}",
+                "logits of one kind, (b, k) or (b, t, k)",
+                "Have the model give one kind, or write a task that says what both are worth",
+            )
         labels = jnp.asarray(batch["label"])
         if logits.shape[:-1] != labels.shape:
             raise ShapeError(

@@ -12,7 +12,7 @@ from biojax import kernels
 from biojax.bench import SUITES, measure, run, select_cases, time_calls, volumes
 from biojax.bench.case import Case, in_mode, normal
 from biojax.bench.kernels import call, kernel_cases, make_inputs
-from biojax.bench.models import model_cases
+from biojax.bench.models import _with_two_classes, model_cases
 from biojax.bench.suites import _chosen
 from biojax.errors import ConfigError, UnsupportedError
 from biojax.kernels import Choice
@@ -49,6 +49,7 @@ def test_every_model():
     assert names("models") == [
         f"{m}/small/{mode}" for m in list_models() for mode in ("forward", "both")
     ]
+    assert {model.spatial_dims for model in map(_with_two_classes, list_models())} == {1, 2, 3}
     assert names("volumes", "patch") == ["unet/patch_64/forward", "unet/patch_64/train"]
 
 

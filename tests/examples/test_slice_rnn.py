@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from biojax.models.slice_rnn import SliceRNN
+from biojax.models import SliceRNN
 from examples import slice_rnn
 from examples.slice_rnn import BLOCK, DEPTH, Slices
 

@@ -75,3 +75,14 @@ def test_labels_that_are_not_as_many():
         call(np.zeros((2, 3)), [[0], [1]])
     with pytest.raises(ShapeError, match=r"labels \(2,\) for logits \(2, 5, 3\).*per step"):
         call(np.zeros((2, 5, 3)), [0, 1])
+
+
+def test_logits_of_several_kinds_are_refused():
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return x[:, 0], x
+
+    batch = {"image": jnp.ones((2, 3, 4)), "label": jnp.zeros(2, int)}
+    with pytest.raises(ShapeError, match=r"2 kinds of logits from Both\. Expected logits of one"):
+        Classification(Both())({}, batch, key=jax.random.key(0), train=True)
