@@ -1,6 +1,7 @@
 """Recurrences: values by hand, identities, gradients by finite differences, what is refused."""
 
 import functools
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -172,6 +173,24 @@ def test_long_sequences(implementation, t, reverse):
         np.testing.assert_allclose(last, expected[:, -1], rtol=rounding, atol=2e-5 * size)
         expected = expected[:, ::-1] if reverse else expected
         np.testing.assert_allclose(h, expected, rtol=rounding, atol=2e-5 * size)
+
+
+@pytest.mark.parametrize("implementation", ["sequential", "chunked"])
+def test_memory_is_that_of_inputs_and_outputs_and_a_chunk(implementation):
+    """Gradients of two inputs need the states, and by chunks the shifted decays and the inputs."""
+    x, state = jax.ShapeDtypeStruct((1, 4096, 512), "float32"), jax.ShapeDtypeStruct((1, 512), "f4")
+    f = functools.partial(linear_scan, implementation=implementation)
+
+    def temporary(f, *args):
+        return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    def gradient(a, b, h0, cotangents):
+        return jax.vjp(f, a, b, h0)[1](cotangents)
+
+    array, chunk = 4 * math.prod(x.shape), 8 * chunked.CHUNK_BYTES
+    assert temporary(f, x, x, state) < chunk
+    arrays = {"sequential": 1, "chunked": 3}[implementation]
+    assert temporary(gradient, x, x, state, (x, state)) < arrays * array + chunk
 
 
 @pytest.mark.parametrize("t", [1, 6, 7, 11])

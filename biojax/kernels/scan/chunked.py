@@ -34,8 +34,8 @@ def linear_scan(
     count = -(-t // steps)
 
     def split(x: Array, fill: float) -> Array:
-        x = jnp.pad(x, ((0, count * steps - t), *[(0, 0)] * (x.ndim - 1)), constant_values=fill)
-        return x.reshape(count, steps, *x.shape[1:])
+        x = jnp.pad(x.reshape(t, -1), ((0, count * steps - t), (0, 0)), constant_values=fill)
+        return x.reshape(count, steps, -1)
 
     def step(h, parts):
         a, b = parts
@@ -44,5 +44,7 @@ def linear_scan(
 
     # Steps that make the last chunk whole keep the state, so a shared decay becomes each step's.
     parts = split(jnp.broadcast_to(a, b.shape).astype(b.dtype), 1), split(b, 0)
-    h_last, h = lax.scan(step, varying(h0.astype(wide), a, b), parts, reverse=reverse)
-    return h.reshape(-1, *b.shape[1:])[:t], h_last.astype(b.dtype)
+    first = varying(h0.astype(wide).reshape(-1), a, b)
+    h_last, h = lax.scan(step, first, parts, reverse=reverse)
+    h = h.reshape(count * steps, -1)[:t]
+    return h.reshape(b.shape), h_last.reshape(h0.shape).astype(b.dtype)
