@@ -110,9 +110,9 @@ def conv_gru(
     all that the backward pass keeps: four numbers for each pixel and feature. Differentiates in
     reverse only.
     Source: Shi et al., "Deep learning for precipitation nowcasting: a benchmark and a new model",
-    NeurIPS 2017, section 3.2. Ballas et al., "Delving deeper into convolutional networks for
-    learning video representations", ICLR 2016, reset before the convolution, which takes two of
-    them for each step.
+    NeurIPS 2017, section 3.2, with a leaky ReLU for tanh. Ballas et al., "Delving deeper into
+    convolutional networks for learning video representations", ICLR 2016, reset before the
+    convolution, which takes two of them for each step.
 
     >>> import jax.numpy as jnp
     >>> x, w_x, w_h = jnp.ones((1, 2, 5, 1)), jnp.ones((3, 1, 3)), jnp.zeros((3, 1, 3))

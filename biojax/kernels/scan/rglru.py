@@ -29,7 +29,8 @@ def rg_lru(
     h_t = a_t h_{t-1} + sqrt(1 - a_t^2) sigmoid(i_t) x_t,   h_{-1} = h0
 
     The gates enter before their sigmoid: that is where the square root has a gradient that stays
-    finite, and fades, as a_t goes to 1. It is computed from the logarithm of -log a_t.
+    finite, and fades, as a_t goes to 1. It is computed from the logarithm of -log a_t. The code
+    published with the paper leaves the square root out at the first step of a sequence.
 
     Args:
       x: input, (b, t, c).

@@ -71,8 +71,8 @@ def selective_scan(
     States are in at least float32, whatever the inputs: in 16 bits they are known to give NaN.
     Time is linear in t. States of (b, c, n) are kept one for each chunk, for the gradient, and all
     of one chunk at a time; never those of all steps.
-    Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", 2023,
-    section 3.2 and algorithm 2.
+    Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", COLM
+    2024, section 3.2 and algorithm 2.
 
     >>> ones = jnp.ones((1, 3, 1))
     >>> y, h_last = selective_scan(ones, ones, -jnp.log(2.0) * jnp.ones((1, 1)), ones, ones)

@@ -44,7 +44,7 @@ def mlstm(
     m_t = max(log sigmoid(f_t) + m_{t-1}, i_t),
 
     and the 1 is exp(-m_t), for m beyond 40 exp(-40). h does not depend on m; no gradient flows
-    through it.
+    through it. The paper's output gate is left to the caller.
 
     Args:
       query: (b, t, n, k). key: (b, t, n, k). value: (b, t, n, v).
@@ -70,7 +70,7 @@ def mlstm(
     (t / chunk, b, n, k, v); "sequential" takes memory for the states of one chunk instead of the
     former. Time is linear in t. "parallel" takes memory and time quadratic in t.
     Source: Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, section 2.3 and
-    appendix A.3; in chunks: Beck et al., "Tiled flash linear attention", 2025, section 3.
+    appendix A.3; in chunks: Beck et al., "Tiled flash linear attention", NeurIPS 2025.
 
     >>> one, gate = jnp.ones((1, 3, 1, 1)), jnp.zeros((1, 3, 1))
     >>> h, (C, n, m) = mlstm(one, one, one, gate, gate)  # half is forgotten
@@ -157,6 +157,7 @@ def slstm(
     m_t = max(log sigmoid(f) + m_{t-1}, i),   at the first step i,
 
     on which h does not depend; no gradient flows through it. Until anything is taken in, h is 0.
+    For the forget gate the paper offers an exponential as well.
 
     Args:
       gates: x_t W_x + bias, (b, t, n, 4, k), the gates in the order i, f, z, o.
