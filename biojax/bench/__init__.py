@@ -2,6 +2,7 @@
 
 from biojax.bench.case import Case, Work
 from biojax.bench.changes import Change, compare
+from biojax.bench.growth import Growth, draw_growth, grow, table_of_growth
 from biojax.bench.record import Record, read_records, write_records
 from biojax.bench.report import (
     describe,
@@ -21,6 +22,7 @@ __all__ = [
     "Case",
     "Ceilings",
     "Change",
+    "Growth",
     "Ratio",
     "Record",
     "Timing",
@@ -28,9 +30,11 @@ __all__ = [
     "ceilings",
     "compare",
     "describe",
+    "draw_growth",
     "draw_roofline",
     "draw_times",
     "geometric_mean",
+    "grow",
     "measure",
     "ratio",
     "read_records",
@@ -38,6 +42,7 @@ __all__ = [
     "select_cases",
     "table",
     "table_of_changes",
+    "table_of_growth",
     "take_turns",
     "time_calls",
     "time_compiled",

@@ -16,12 +16,14 @@ __all__ = ["call", "kernel_cases", "make_inputs"]
 
 
 def kernel_cases(
-    implementations: Iterable[str | None] = (None,), specs: Mapping[str, list[Spec]] = LARGE
+    implementations: Iterable[str | None] = (None,),
+    specs: Mapping[str, list[Spec]] = LARGE,
+    suite: str = "kernels",
 ) -> list[Case]:
     """Every kernel at every shape, in every mode, with every implementation asked for."""
     return [
         Case(
-            "kernels",
+            suite,
             kernel,
             spec.name,
             mode,

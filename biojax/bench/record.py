@@ -32,7 +32,7 @@ class Record:
     """One measurement, in seconds, bytes and operations; counts are those of one run.
 
     Attributes:
-      suite: "kernels", "models" or "volumes".
+      suite: "kernels", "lengths", "models" or "volumes".
       target: the kernel or the model.
       spec: the name of the shapes.
       mode: "forward", "vjp", "both"; "train" and "predict" among the volumes.

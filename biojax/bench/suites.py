@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from biojax.bench.case import Case
 from biojax.bench.kernels import kernel_cases
+from biojax.bench.lengths import length_cases
 from biojax.bench.machine import describe_machine, process_peak_bytes
 from biojax.bench.models import model_cases
 from biojax.bench.record import Record
@@ -19,6 +20,7 @@ __all__ = ["SUITES", "measure", "run", "select_cases"]
 
 SUITES: dict[str, Callable[..., list[Case]]] = {
     "kernels": kernel_cases,
+    "lengths": length_cases,
     "models": model_cases,
     "volumes": volume_cases,
 }
@@ -28,9 +30,9 @@ def select_cases(suite: str, pattern: str = "*", implementations: Sequence[str] 
     """The cases of a suite whose names fit.
 
     Args:
-      suite: "kernels", "models" or "volumes".
+      suite: "kernels", "lengths", "models" or "volumes".
       pattern: part of a name `target/spec/mode`, with `*` and `?` as in a shell.
-      implementations: those to use, in the suite "kernels"; the library chooses if empty.
+      implementations: those to use, in the suites of kernels; the library chooses if empty.
 
     Raises:
       ConfigError: no such suite, nothing fits the pattern, or an implementation for a suite
@@ -47,7 +49,7 @@ def select_cases(suite: str, pattern: str = "*", implementations: Sequence[str] 
             "Name one of these",
             nearest(suite, SUITES),
         )
-    if implementations and suite != "kernels":
+    if implementations and suite not in ("kernels", "lengths"):
         raise ConfigError(
             "bench",
             f"implementation {implementations[0]!r} for the suite {suite!r}",

@@ -13,6 +13,9 @@ __all__ = ["Bench", "bench"]
 class Bench:
     """Time kernels, models or whole volumes, and compare with an earlier run.
 
+    The suite lengths says how time and memory grow with the length of a sequence: growth.md and
+    growth.png have the slopes on logarithmic axes, 1 being linear.
+
     Lowering, compilation, the first and the warm runs are timed apart. The folder gets
     records.jsonl, to which records are added, table.md, time.png and roofline.png.
 
@@ -21,7 +24,7 @@ class Bench:
     """
 
     suite: str
-    """What to measure: kernels, models or volumes."""
+    """What to measure: kernels, lengths, models or volumes."""
     filter: str = "*"
     """Part of a case's name target/spec/mode, with * and ?, such as conv/3d or lstm*forward."""
     implementation: tuple[str, ...] = ()
@@ -68,7 +71,14 @@ def bench(config: Bench) -> int:
         comparison = f"{harness.table_of_changes(changes, alone)}\n"
         print(f"\nCompared with {config.compare}:\n{comparison}", end="")
     harness.write_text(path.with_name("table.md"), "\n".join((harness.table(records), comparison)))
+    growths = harness.grow(records) if config.suite == "lengths" else []
+    if growths:
+        text = f"{harness.table_of_growth(growths)}\n"
+        print(f"\n{text}", end="")
+        harness.write_text(path.with_name("growth.md"), text)
     try:
+        if growths:
+            harness.draw_growth(growths, path.with_name("growth.png"))
         harness.draw_times(records, path.with_name("time.png"))
         harness.draw_roofline(records, path.with_name("roofline.png"))
     except DependencyError as error:

@@ -31,6 +31,16 @@ def earlier(tmp_path_factory) -> Path:
     return folder
 
 
+def test_lengths_have_slopes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("biojax.bench.lengths.LENGTHS", (8, 16))
+    line = ["bench", "lengths", "--filter", "rnn/*forward", "--seconds", "0.01"]
+    assert main([*line, "--out", str(tmp_path)]) == 0
+    (row,) = (tmp_path / "growth.md").read_text().splitlines()[2:]
+    assert row.startswith("| rnn forward, sequential | 32 - 64 |")
+    assert row in capsys.readouterr().out
+    assert (tmp_path / "growth.png").exists()
+
+
 def times_as_long(path: Path, source: Path, factor: float) -> None:
     """The records of `source`, as if everything had taken so much longer, without noise."""
     (record,) = read_records(source)

@@ -1,0 +1,36 @@
+"""Kernels that walk a sequence, at one width and many lengths."""
+
+from collections.abc import Iterable
+
+from biojax.bench.case import Case
+from biojax.bench.kernels import kernel_cases
+from biojax.kernels.specs import Spec
+
+__all__ = ["LENGTHS", "length_cases"]
+
+LENGTHS = (256, 1024, 4096, 16_384, 65_536)
+
+
+def length_cases(implementations: Iterable[str | None] = (None,)) -> list[Case]:
+    """Each of the kernels in every mode, from 256 to 65,536 steps."""
+    specs: dict[str, list[Spec]] = {}
+    for t in LENGTHS:
+        for kernel, shapes in _shapes(t).items():
+            specs.setdefault(kernel, []).append(Spec(f"t{t}", shapes))
+    return kernel_cases(implementations, specs, suite="lengths")
+
+
+def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """By kernel, those of its arrays for t steps."""
+    inputs, ports = (1, t, 64), (1, t, 16)
+
+    def cell(gates: int) -> tuple[tuple[int, ...], ...]:
+        return (4, t, 64), (64, gates * 64), (64, gates * 64), (gates * 64,), (4, 64)
+
+    return {
+        "linear_scan": (inputs, inputs, (1, 64)),
+        "selective_scan": (inputs, inputs, (64, 16), ports, ports),
+        "rnn": cell(1),
+        "lstm": (*cell(4), (4, 64)),
+        "gru": cell(3),
+    }
