@@ -49,7 +49,8 @@ def linear_scan(
       UnsupportedError: the named implementation cannot run here: "pallas" wants a TPU, and floats
         of 16 or 32 bits.
 
-    The carry is held in at least float32. Time and memory are linear in t.
+    The carry is held in at least float32. Time and memory are linear in t; "chunked" is for long
+    sequences on an accelerator whose memory "associative", chosen there, would exceed.
     Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length",
     ICLR 2018, section 2.
 
@@ -106,7 +107,7 @@ def _differentiable(implementation: Callable, back: Callable | None = None) -> C
 
     `back` is of a, dh, dh_last and the forward direction, and returns db and dh0.
     """
-    back = back or partial(_back, implementation)
+    pull: Callable = back or partial(_back, implementation)
 
     @partial(jax.custom_vjp, nondiff_argnums=(3,))
     def scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
@@ -118,7 +119,7 @@ def _differentiable(implementation: Callable, back: Callable | None = None) -> C
 
     def backward(reverse, saved, cotangents):
         a, h, h0 = saved
-        db, dh0 = back(a, *cotangents, reverse)
+        db, dh0 = pull(a, *cotangents, reverse)
         da = _sum_to(db * before(h, h0, reverse), a.shape)
         return da.astype(a.dtype), db, dh0.astype(h0.dtype)
 
