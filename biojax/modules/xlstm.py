@@ -99,6 +99,7 @@ class ViLBlock(nn.Module):
         q, k, v = (x.reshape(*x.shape[:2], n, -1) for x in (q, k, v))
         h, _ = mlstm(q, k, v, i, f)
         norm = make_norm("group", num_groups=n, layer_name="norm_heads", **kind)
+        h = h.reshape(*h.shape[:2], -1)  # at once with what follows, Explicit axes would refuse it
         return norm(h.reshape(-1, shape[-1])).reshape(shape)
 
     def _inner(self, c: int) -> int:

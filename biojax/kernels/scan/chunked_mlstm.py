@@ -11,6 +11,7 @@ from jax import lax
 
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.scan.chunks import by_chunks, segment_sums
+from biojax.kernels.scan.meshes import split_as_input
 from biojax.typing import Array
 
 __all__ = ["chunked", "parallel", "sequential", "step"]
@@ -18,16 +19,19 @@ __all__ = ["chunked", "parallel", "sequential", "step"]
 State = tuple[Array, Array, Array]
 
 
+@split_as_input
 def chunked(*args) -> tuple[Array, ...]:
     """Matrix products within chunks."""
     return _by_chunks(_matrices, *args)
 
 
+@split_as_input
 def sequential(*args) -> tuple[Array, ...]:
     """Step by step."""
     return _by_chunks(_steps, *args)
 
 
+@split_as_input
 def parallel(*args) -> tuple[Array, ...]:
     """The quadratic form: all steps in one chunk."""
     *args, _, reverse = args

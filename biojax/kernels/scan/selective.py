@@ -12,6 +12,7 @@ from biojax.kernels.scan import sequential_selective
 from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
 from biojax.kernels.scan.chunks import by_chunks
 from biojax.kernels.scan.linear import linear_scan
+from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.sharded import states_between
 from biojax.typing import Array
 
@@ -88,7 +89,7 @@ def selective_scan(
     check_chunk(where, chunk)
     B, C = (part.reshape(b, part.shape[1], groups, -1) for part in (B, C))
     chunks = {"sequential": sequential_selective.scan, "associative": _associative}
-    implementations = {name: partial(_scan, of_chunk) for name, of_chunk in chunks.items()}
+    implementations = {name: split_as_input(partial(_scan, each)) for name, each in chunks.items()}
     run = select(where, implementations, implementation, _rule)
     rest = delta_softplus, reverse, chunk
     if axis_name is None:
@@ -141,7 +142,8 @@ def selective_step(
     B, C = (part.reshape(part.shape[0], groups, -1) for part in (B, C))
     u, delta, B, C = (part[:, None] for part in (u, delta, B, C))
     arrays = u, delta, None if z is None else z[:, None], B, C, A, D, delta_bias, h
-    y, h = _scan(sequential_selective.scan, *arrays, delta_softplus, False, 1)
+    scan = split_as_input(partial(_scan, sequential_selective.scan))
+    y, h = scan(*arrays, delta_softplus, False, 1)
     return y[:, 0], h
 
 

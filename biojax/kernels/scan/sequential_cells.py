@@ -20,12 +20,14 @@ from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.scan.cell_steps import GRU, GRU_BEFORE, LSTM, RNN, Cell
 from biojax.kernels.scan.chunks import by_chunks
+from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import State, Weights, before, choose, gradient, product
 from biojax.typing import Array
 
 __all__ = ["gru", "lstm", "rnn"]
 
 
+@split_as_input
 @partial(jax.jit, static_argnums=(6, 7, 8), inline=True)
 def rnn(x, w_x, w_h, bias, h0, lengths, activation: str, reverse: bool, chunk: int | None):
     """The state is h (b, f)."""
@@ -33,12 +35,14 @@ def rnn(x, w_x, w_h, bias, h0, lengths, activation: str, reverse: bool, chunk: i
     return h, last
 
 
+@split_as_input
 @partial(jax.jit, static_argnums=(7, 8), inline=True)
 def lstm(x, w_x, w_h, bias, h0, c0, lengths, reverse: bool, chunk: int | None):
     """The state is (h, c), of (b, f) each."""
     return _run(LSTM, x, Weights(w_x, bias, w_h), (h0, c0), lengths, reverse, chunk)
 
 
+@split_as_input
 @partial(jax.jit, static_argnums=(7, 8, 9), inline=True)
 def gru(x, w_x, w_h, bias, bias_n, h0, lengths, reset: str, reverse: bool, chunk: int | None):
     """The state is h (b, f)."""

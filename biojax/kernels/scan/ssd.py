@@ -10,6 +10,7 @@ from biojax.errors import ShapeError
 from biojax.kernels.dispatch import accumulator, select
 from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
 from biojax.kernels.scan.chunks import by_chunks, segment_sums
+from biojax.kernels.scan.meshes import split_as_input
 from biojax.typing import Array
 
 __all__ = ["ssd", "ssd_step"]
@@ -75,7 +76,8 @@ def ssd(
     def rule() -> tuple[str, str]:  # on CPU from 4 steps to 1024, and by far with gradients
         return "chunked", "matrix products, the faster for any number of steps"
 
-    implementations = {"chunked": partial(_scan, _matrices), "sequential": partial(_scan, _steps)}
+    chunks = {"chunked": _matrices, "sequential": _steps}
+    implementations = {name: split_as_input(partial(_scan, each)) for name, each in chunks.items()}
     run = select(where, implementations, implementation, rule)
     return run(x, dt, A, B, C, D, h0, chunk, reverse)
 
