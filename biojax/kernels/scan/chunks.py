@@ -11,7 +11,7 @@ from jax import lax
 from biojax.kernels.conv.blocks import varying
 from biojax.typing import Array
 
-__all__ = ["by_chunks", "segment_sums"]
+__all__ = ["by_chunks", "segment_sums", "whole_or_by_chunks"]
 
 
 def by_chunks(
@@ -61,6 +61,27 @@ def by_chunks(
     state, y = lax.scan(body, state0, parts, reverse=reverse)
     y = jnp.moveaxis(y, 0, 1)
     return y.reshape(y.shape[0], count * chunk, *y.shape[3:])[:, :t], state
+
+
+def whole_or_by_chunks(
+    run: Callable[..., tuple[Array, Any]], state0: Any, x: Array, chunk: int | None, reverse: bool
+) -> tuple[Array, Any]:
+    """Apply y, state = run(state, x, keep, reverse), by chunks unless chunk is None.
+
+    Args:
+      run: a recurrence that leaves the state as it is at steps where keep, (b, t), is False.
+      state0: before the first step, of the dtype that `run` returns.
+      x: the input, (b, t, ...).
+      chunk: how many steps' worth `run` is to keep for gradients; all if None.
+      reverse: run from the last step to the first.
+    """
+    t = x.shape[1]
+    if chunk is None or chunk >= t:
+        return run(state0, x, None, reverse)
+    if t % chunk == 0:
+        return by_chunks(run, state0, [x], [0], chunk, reverse)
+    keep = jnp.ones(x.shape[:2], bool)
+    return by_chunks(run, state0, [x, keep], [0, False], chunk, reverse)
 
 
 def segment_sums(x: Array) -> Array:

@@ -3,7 +3,7 @@
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import select
 from biojax.kernels.scan import sequential_convolutional
-from biojax.kernels.scan.checks import check_one_dtype, initial_state
+from biojax.kernels.scan.checks import check_chunk, check_one_dtype, initial_state
 from biojax.typing import Array, Precision
 
 __all__ = ["conv_gru", "conv_lstm"]
@@ -18,6 +18,7 @@ def conv_lstm(
     c0: Array | None = None,
     *,
     reverse: bool = False,
+    chunk: int | None = None,
     precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
@@ -37,6 +38,8 @@ def conv_lstm(
       w_x: (*k, c, 4 f). w_h: (*k, f, 4 f), whose k may differ from w_x's. bias: (4 f,).
       h0: (b, *spatial, f). c0: (b, *spatial, f). Zeros if None.
       reverse: run from the last image to the first.
+      chunk: for gradients keep only the state before each so many images, and compute those in
+        between anew; None keeps all.
       precision: passed to every product, as in `jax.lax`.
       implementation: "sequential", or None to choose.
 
@@ -46,10 +49,11 @@ def conv_lstm(
 
     Raises:
       ShapeError: the arrays do not fit together.
+      ConfigError: a chunk without images.
 
     The carry is held in at least float32. The gates of all images, four numbers for each pixel and
-    feature, are held at once, and are with h and c all that the backward pass keeps. Differentiates
-    in reverse only.
+    feature, are held at once, and are with h and c all that the backward pass keeps; with chunk
+    those of one chunk at a time. Differentiates in reverse only.
     Source: Shi et al., "Convolutional LSTM network: a machine learning approach for precipitation
     nowcasting", NeurIPS 2015, section 3.1.
 
@@ -59,13 +63,13 @@ def conv_lstm(
     >>> h.shape, h_last.shape, c_last[0, :, 0]
     ((1, 2, 5, 1), (1, 5, 1), Array([1.5..., 1.8..., 1.8..., 1.8..., 1.5...], dtype=float32))
     """
-    state = _check("conv_lstm", 4, x, w_x, w_h, bias)
+    state = _check("conv_lstm", 4, x, w_x, w_h, bias, chunk)
     h0 = initial_state("conv_lstm", "h0", h0, state, x.dtype)
     c0 = initial_state("conv_lstm", "c0", c0, state, x.dtype)
     run = select(
         "conv_lstm", {"sequential": sequential_convolutional.conv_lstm}, implementation, _rule
     )
-    return run(x, w_x, w_h, bias, h0, c0, reverse, precision)
+    return run(x, w_x, w_h, bias, h0, c0, reverse, precision, chunk)
 
 
 def conv_gru(
@@ -76,6 +80,7 @@ def conv_gru(
     h0: Array | None = None,
     *,
     reverse: bool = False,
+    chunk: int | None = None,
     precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
@@ -96,6 +101,8 @@ def conv_gru(
       w_x: (*k, c, 3 f). w_h: (*k, f, 3 f), whose k may differ from w_x's. bias: (3 f,).
       h0: (b, *spatial, f); zeros if None.
       reverse: run from the last image to the first.
+      chunk: for gradients keep only the state before each so many images, and compute those in
+        between anew; None keeps all.
       precision: passed to every product, as in `jax.lax`.
       implementation: "sequential", or None to choose.
 
@@ -105,10 +112,11 @@ def conv_gru(
 
     Raises:
       ShapeError: the arrays do not fit together.
+      ConfigError: a chunk without images.
 
     The carry is held in at least float32. The gates of all images are held at once, and are with h
-    all that the backward pass keeps: four numbers for each pixel and feature. Differentiates in
-    reverse only.
+    all that the backward pass keeps: four numbers for each pixel and feature; with chunk those of
+    one chunk at a time. Differentiates in reverse only.
     Source: Shi et al., "Deep learning for precipitation nowcasting: a benchmark and a new model",
     NeurIPS 2017, section 3.2, with a leaky ReLU for tanh. Ballas et al., "Delving deeper into
     convolutional networks for learning video representations", ICLR 2016, reset before the
@@ -120,12 +128,12 @@ def conv_gru(
     >>> h[0, 0, :, 0]
     Array([0.114..., 0.047..., 0.047..., 0.047..., 0.114...], dtype=float32)
     """
-    state = _check("conv_gru", 3, x, w_x, w_h, bias)
+    state = _check("conv_gru", 3, x, w_x, w_h, bias, chunk)
     h0 = initial_state("conv_gru", "h0", h0, state, x.dtype)
     run = select(
         "conv_gru", {"sequential": sequential_convolutional.conv_gru}, implementation, _rule
     )
-    return run(x, w_x, w_h, bias, h0, reverse, precision)
+    return run(x, w_x, w_h, bias, h0, reverse, precision, chunk)
 
 
 def _rule() -> tuple[str, str]:
@@ -133,7 +141,7 @@ def _rule() -> tuple[str, str]:
 
 
 def _check(
-    where: str, gates: int, x: Array, w_x: Array, w_h: Array, bias: Array
+    where: str, gates: int, x: Array, w_x: Array, w_h: Array, bias: Array, chunk: int | None
 ) -> tuple[int, ...]:
     """The shape of the state, once the arrays are known to fit."""
     features = w_h.shape[-2] if w_h.ndim > 1 else 0
@@ -155,4 +163,6 @@ def _check(
             "Make the shapes agree",
         )
     check_one_dtype(where, x=x, w_x=w_x, w_h=w_h, bias=bias)
+    if chunk is not None:
+        check_chunk(where, chunk)
     return (x.shape[0], *x.shape[2:-1], features)

@@ -11,7 +11,7 @@ __all__ = ["conv_gru", "conv_lstm"]
 
 
 def conv_lstm(
-    x, w_x, w_h, bias, h0, c0, reverse: bool, precision
+    x, w_x, w_h, bias, h0, c0, reverse: bool, precision, chunk=None
 ) -> tuple[Array, tuple[Array, Array]]:
     """c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),  h_t = sigmoid(o) tanh(c_t)"""
     h, c, states = h0, c0, []
@@ -24,7 +24,7 @@ def conv_lstm(
     return jnp.stack(states[::-1] if reverse else states, axis=1), (h, c)
 
 
-def conv_gru(x, w_x, w_h, bias, h0, reverse: bool, precision) -> tuple[Array, Array]:
+def conv_gru(x, w_x, w_h, bias, h0, reverse: bool, precision, chunk=None) -> tuple[Array, Array]:
     """h_t = (1 - z) n + z h_{t-1}"""
     h, states = h0, []
     for t in _steps(x, reverse):

@@ -27,7 +27,7 @@ def mlstm(query, key, value, i, f, C, n, m, scale, chunk, reverse) -> tuple[Arra
     return jnp.stack(outputs[::-1] if reverse else outputs, axis=1), C, n, m
 
 
-def slstm(gates, w_h, h, c, n, m, reverse) -> tuple[Array, ...]:
+def slstm(gates, w_h, h, c, n, m, reverse, chunk=None) -> tuple[Array, ...]:
     """h, and h, c, n, m of h_t = sigmoid(o) c_t / n_t"""
     outputs = []
     for t in reversed(range(gates.shape[1])) if reverse else range(gates.shape[1]):

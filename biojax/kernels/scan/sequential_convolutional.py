@@ -2,7 +2,8 @@
 
 What does not wait for the state is one convolution of all images, outside of the loops: before the
 first that of the input, and after the one that runs back the gradient of the state's kernel. Inside
-remains one convolution of the state, and on the way back its transpose.
+remains one convolution of the state, and on the way back its transpose. With `chunk` these are the
+images of one chunk.
 
 Each is jitted by itself, since `lax.scan` compiles every new step function anew, which outside of
 a larger `jit` would be every call. Inside of one this changes nothing.
@@ -14,17 +15,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from biojax.kernels.conv import conv
 from biojax.kernels.conv.bilinear import adjoint
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.scan.chunks import whole_or_by_chunks
+from biojax.kernels.scan.meshes import split_as_input
+from biojax.kernels.scan.products import State, before, choose
 from biojax.typing import Array, Precision
 
 __all__ = ["conv_gru", "conv_lstm"]
-
-_State = tuple[Array, ...]
 
 
 class _Cell(NamedTuple):
@@ -38,19 +41,19 @@ class _Cell(NamedTuple):
       share: (gradient of the input's share, what was kept) to that of the state's share.
     """
 
-    forward: Callable[[Array, Array, _State], tuple[_State, Array]]
-    backward: Callable[[_State, Array, _State], tuple[Array, _State]]
+    forward: Callable[[Array, Array, State], tuple[State, Array]]
+    backward: Callable[[State, Array, State], tuple[Array, State]]
     share: Callable[[Array, Array], Array]
 
 
-def _lstm_forward(x: Array, y: Array, state: _State) -> tuple[_State, Array]:
+def _lstm_forward(x: Array, y: Array, state: State) -> tuple[State, Array]:
     i, f, g, o = jnp.split(x + y, 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
     c = f * state[1] + i * g
     return (o * jnp.tanh(c), c), jnp.concatenate([i, f, g, o], axis=-1)
 
 
-def _lstm_backward(dstate: _State, kept: Array, state: _State) -> tuple[Array, _State]:
+def _lstm_backward(dstate: State, kept: Array, state: State) -> tuple[Array, State]:
     (dh, dc), (_, c) = dstate, state
     i, f, g, o = jnp.split(kept, 4, axis=-1)
     shown = jnp.tanh(f * c + i * g)
@@ -64,7 +67,7 @@ def _lstm_backward(dstate: _State, kept: Array, state: _State) -> tuple[Array, _
     return jnp.concatenate(gradients, axis=-1), (jnp.zeros_like(dh), dc * f)
 
 
-def _gru_forward(x: Array, y: Array, state: _State) -> tuple[_State, Array]:
+def _gru_forward(x: Array, y: Array, state: State) -> tuple[State, Array]:
     (h,) = state
     (x_r, x_z, x_n), (y_r, y_z, y_n) = (jnp.split(share, 3, axis=-1) for share in (x, y))
     r, z = jax.nn.sigmoid(x_r + y_r), jax.nn.sigmoid(x_z + y_z)
@@ -72,7 +75,7 @@ def _gru_forward(x: Array, y: Array, state: _State) -> tuple[_State, Array]:
     return ((1 - z) * n + z * h,), jnp.concatenate([r, z, n, y_n], axis=-1)
 
 
-def _gru_backward(dstate: _State, kept: Array, state: _State) -> tuple[Array, _State]:
+def _gru_backward(dstate: State, kept: Array, state: State) -> tuple[Array, State]:
     (dh,), (h,) = dstate, state
     r, z, n, y_n = jnp.split(kept, 4, axis=-1)
     dn = dh * (1 - z) * (1 - n * n)
@@ -89,20 +92,23 @@ _LSTM = _Cell(_lstm_forward, _lstm_backward, lambda dx, kept: dx)
 _GRU = _Cell(_gru_forward, _gru_backward, _gru_share)
 
 
-@partial(jax.jit, static_argnames=["reverse", "precision"], inline=True)
+@split_as_input
+@partial(jax.jit, static_argnames=["reverse", "precision", "chunk"], inline=True)
 def conv_lstm(
-    x, w_x, w_h, bias, h0, c0, reverse: bool, precision: Precision
-) -> tuple[Array, tuple[Array, Array]]:
+    x, w_x, w_h, bias, h0, c0, reverse: bool, precision: Precision, chunk: int | None
+) -> tuple[Array, State]:
     """The state is (h, c)."""
-    h, (h_last, c_last) = _run(_LSTM, x, w_x, w_h, bias, (h0, c0), reverse, precision)
-    return h, (h_last, c_last)
+    return _run(_LSTM, x, w_x, w_h, bias, (h0, c0), reverse, precision, chunk)
 
 
-@partial(jax.jit, static_argnames=["reverse", "precision"], inline=True)
-def conv_gru(x, w_x, w_h, bias, h0, reverse: bool, precision: Precision) -> tuple[Array, Array]:
+@split_as_input
+@partial(jax.jit, static_argnames=["reverse", "precision", "chunk"], inline=True)
+def conv_gru(
+    x, w_x, w_h, bias, h0, reverse: bool, precision: Precision, chunk: int | None
+) -> tuple[Array, Array]:
     """The state is (h,)."""
-    h, (h_last,) = _run(_GRU, x, w_x, w_h, bias, (h0,), reverse, precision)
-    return h, h_last
+    h, (last,) = _run(_GRU, x, w_x, w_h, bias, (h0,), reverse, precision, chunk)
+    return h, last
 
 
 def _run(
@@ -111,20 +117,27 @@ def _run(
     w_x: Array,
     w_h: Array,
     bias: Array,
-    state0: _State,
+    state0: State,
     reverse: bool,
     precision: Precision,
-) -> tuple[Array, _State]:
-    arrays = (x, w_x, w_h, bias, *state0)
-    x, w_x, w_h, bias, *first = (varying(array, *arrays) for array in arrays)
-    if x.shape[-1]:
-        shares = conv(_images(x), w_x, precision=precision)
-    else:
-        shares = varying(jnp.zeros((*_images(x).shape[:-1], bias.size), x.dtype), x)
-    shares = shares.reshape(*x.shape[:-1], bias.size)
-    shares = jnp.moveaxis(shares, 1, 0)
-    h, last = _scan(cell, reverse, precision, shares, w_h, bias, tuple(first))  # pyright: ignore[reportGeneralTypeIssues]
-    return jnp.moveaxis(h, 0, 1), last
+    chunk: int | None,
+) -> tuple[Array, State]:
+    def run(state, x, keep=None, reverse=False):
+        given = jax.tree.leaves((x, w_x, w_h, bias, keep, state))
+        x, w, *weights = (varying(array, *given) for array in (x, w_x, w_h, bias))
+        state = tuple(varying(part, *given) for part in state)
+        if x.shape[-1]:
+            shares = conv(_images(x), w, precision=precision)
+        else:
+            shares = varying(jnp.zeros((*_images(x).shape[:-1], bias.size), x.dtype), x)
+        shares = jnp.moveaxis(shares.reshape(*x.shape[:-1], bias.size), 1, 0)
+        if keep is not None:
+            keep = varying(keep.T.reshape(*shares.shape[:2], *[1] * (x.ndim - 2)), *given)
+        found: tuple[Array, State] = _scan(cell, reverse, precision, shares, keep, *weights, state)
+        return jnp.moveaxis(found[0], 0, 1), found[1]
+
+    h, last = whole_or_by_chunks(run, state0, x, chunk, reverse)
+    return h, _as(x.dtype, last)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -133,54 +146,67 @@ def _scan(
     reverse: bool,
     precision: Precision,
     x: Array,
+    keep: Array | None,
     w: Array,
     bias: Array,
-    state0: _State,
-) -> tuple[Array, _State]:
-    """Time first: x is the input's share of the gates; states are of the dtype to sum in."""
-    return _forward(cell, reverse, precision, x, w, bias, state0, keep=False)[0]
+    state0: State,
+) -> tuple[Array, State]:
+    """Time first: x is the input's share of the gates; states are of the dtype to sum in.
+
+    Where keep, (t, b, 1, ...), is False the state stays as it is.
+    """
+    return _forward(cell, reverse, precision, x, keep, w, bias, state0, keep_all=False)[0]
 
 
 def _forward(
-    cell, reverse, precision, x, w, bias, state0, *, keep: bool
-) -> tuple[tuple[Array, _State], Any]:
+    cell, reverse, precision, x, keep, w, bias, state0, *, keep_all: bool
+) -> tuple[tuple[Array, State], Any]:
     """The states shown and the last one; and for each step what was kept, and the other states."""
     dtype, wide = x.dtype, accumulator(x.dtype)
 
-    def step(state, x_t):
+    def step(state, given):
+        x_t, keep = given
         y = _state_conv(state[0].astype(dtype), w, _pads(w), precision)
-        state, kept = cell.forward(x_t.astype(wide) + bias, y.astype(wide), state)
+        new, kept = cell.forward(x_t.astype(wide) + bias, y.astype(wide), state)
+        state = jax.tree.map(partial(choose, keep), new, state)
         h, *others = _as(dtype, state)
-        return state, (h, (kept.astype(dtype), others) if keep else None)
+        return state, (h, (kept.astype(dtype), others) if keep_all else None)
 
-    last, (h, kept) = lax.scan(step, state0, x, reverse=reverse)
-    return (h, _as(dtype, last)), kept
+    last, (h, kept) = lax.scan(step, state0, (x, keep), reverse=reverse)
+    return (h, last), kept
 
 
-def _scan_fwd(cell, reverse, precision, x, w, bias, state0):
-    (h, last), (kept, others) = _forward(cell, reverse, precision, x, w, bias, state0, keep=True)
-    return (h, last), (w, bias, state0, (h, *others), kept)
+def _scan_fwd(cell, reverse, precision, x, keep, w, bias, state0):
+    results, saved = _forward(cell, reverse, precision, x, keep, w, bias, state0, keep_all=True)
+    kept, others = saved
+    return results, (keep, w, bias, state0, (results[0], *others), kept)
 
 
 def _scan_bwd(cell, reverse, precision, saved, gradients):
-    w, bias, state0, states, kept = saved
+    keep, w, bias, state0, states, kept = saved
     dh, dlast = gradients
     dtype, wide = w.dtype, accumulator(w.dtype)
-    before = tuple(_before(*each, reverse) for each in zip(states, state0, strict=True))
+    olds = tuple(map(partial(before, reverse=reverse), states, _as(dtype, state0)))
     mirrored, pads = adjoint(w, 1), [(high, low) for low, high in _pads(w)]
 
     def step(dstate, inputs):
+        keep, *inputs = inputs
         dh, kept, state = jax.tree.map(lambda leaf: leaf.astype(wide), inputs)
-        dx, direct = cell.backward((dstate[0] + dh, *dstate[1:]), kept, state)
+        dstate = (dstate[0] + dh, *dstate[1:])
+        dnew = jax.tree.map(partial(choose, keep), dstate, zeros)
+        dx, direct = cell.backward(dnew, kept, state)
         dy = cell.share(dx, kept).astype(dtype)
         through = _state_conv(dy, mirrored, pads, precision)
-        return (direct[0] + through.astype(wide), *direct[1:]), dx.astype(dtype)
+        dold = (direct[0] + through.astype(wide), *direct[1:])
+        return jax.tree.map(partial(choose, keep), dold, dstate), dx.astype(dtype)
 
-    dstate0, dx = lax.scan(step, _as(wide, dlast), (dh, kept, before), reverse=not reverse)
-    seen, dy = (_images(jnp.moveaxis(v, 0, 1)) for v in (before[0], cell.share(dx, kept)))
+    zeros = jax.tree.map(jnp.zeros_like, dlast)
+    dstate0, dx = lax.scan(step, dlast, (keep, dh, kept, olds), reverse=not reverse)
+    seen, dy = (_images(jnp.moveaxis(v, 0, 1)) for v in (olds[0], cell.share(dx, kept)))
     (dw,) = jax.vjp(lambda w: conv(seen, w, precision=precision), w)[1](dy)
     dbias = dx.sum(range(dx.ndim - 1), dtype=wide).astype(bias.dtype)
-    return dx, dw, dbias, dstate0
+    dkeep = None if keep is None else np.zeros(keep.shape, jax.dtypes.float0)
+    return dx, dkeep, dw, dbias, dstate0
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd)
@@ -206,12 +232,5 @@ def _images(x: Array) -> Array:
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
-def _before(states: Array, state0: Array, reverse: bool) -> Array:
-    """The state that each step began with, time first."""
-    first = state0.astype(states.dtype)[None]
-    parts = [states[1:], first] if reverse else [first, states[:-1]]
-    return jnp.concatenate(parts)
-
-
-def _as(dtype: jnp.dtype, state: _State) -> _State:
+def _as(dtype: jnp.dtype, state: State) -> State:
     return tuple(part.astype(dtype) for part in state)

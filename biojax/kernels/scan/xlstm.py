@@ -1,16 +1,12 @@
 """The recurrences of xLSTM, with a matrix and with a scalar for memory and exponential gates."""
 
 import math
-from functools import partial
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import select
-from biojax.kernels.scan import chunked_mlstm
+from biojax.kernels.scan import chunked_mlstm, sequential_slstm
 from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
 from biojax.typing import Array
 
@@ -72,6 +68,7 @@ def mlstm(
     Source: Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, section 2.3 and
     appendix A.3; in chunks: Beck et al., "Tiled flash linear attention", NeurIPS 2025.
 
+    >>> import jax.numpy as jnp
     >>> one, gate = jnp.ones((1, 3, 1, 1)), jnp.zeros((1, 3, 1))
     >>> h, (C, n, m) = mlstm(one, one, one, gate, gate)  # half is forgotten
     >>> n.ravel() * jnp.exp(m)[0]
@@ -122,6 +119,7 @@ def mlstm_step(
     Raises:
       ShapeError: the arrays do not fit together.
 
+    >>> import jax.numpy as jnp
     >>> state = jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 1, 1)), jnp.zeros((1, 1))
     >>> one = jnp.ones((1, 1, 1))
     >>> h, state = mlstm_step(state, one, one, one, jnp.log(one[0] / 2), one[0])
@@ -143,6 +141,7 @@ def slstm(
     *,
     state0: ScalarState | None = None,
     reverse: bool = False,
+    chunk: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, ScalarState]:
     """LSTM with exponential input gates and a normaliser, whose heads see themselves alone.
@@ -164,6 +163,8 @@ def slstm(
       w_h: weights of the state, (n, k, 4, k), the gates in the same order.
       state0: h, c, n and m before the first step, (b, n, k) each; zeros if None.
       reverse: run from the last step to the first.
+      chunk: for gradients keep only the state before each so many steps, and compute those in
+        between anew; None keeps all.
       implementation: "sequential", or None to choose.
 
     Returns:
@@ -172,13 +173,14 @@ def slstm(
 
     Raises:
       ShapeError: the arrays do not fit together.
-      ConfigError: an unknown implementation.
+      ConfigError: a chunk without steps, or an unknown implementation.
 
-    States are held in at least float32. Gradients keep the state of every step and compute the
-    rest anew.
+    States are held in at least float32. For the gradient the state of every step is kept, with
+    chunk those of one chunk at a time, and the rest computed anew. Differentiates in reverse only.
     Source: Beck et al., "xLSTM: extended long short-term memory", NeurIPS 2024, section 2.2 and
     appendix A.2.
 
+    >>> import jax.numpy as jnp
     >>> gates = jnp.zeros((1, 3, 1, 4, 1)).at[..., 2, :].set(jnp.inf)  # z = 1
     >>> h, (_, c, n, m) = slstm(gates, jnp.zeros((1, 1, 4, 1)))
     >>> h.ravel(), n.ravel() * jnp.exp(m).ravel()
@@ -186,13 +188,12 @@ def slstm(
     """
     where = "slstm"
     _check_slstm(where, 2, gates, w_h)
+    if chunk is not None:
+        check_chunk(where, chunk)
     state0 = _initial_slstm(where, "state0", state0, gates)
-    run = select(
-        where, {"sequential": _slstm}, implementation, lambda: ("sequential", "the only one")
-    )
-    h, *state = run(gates, w_h, *state0, reverse)
-    h_last, c, n, m = state
-    return h, (h_last, c, n, m)
+    implementations = {"sequential": sequential_slstm.slstm}
+    run = select(where, implementations, implementation, lambda: ("sequential", "the only one"))
+    return run(gates, w_h, *state0, reverse, chunk)
 
 
 def slstm_step(state: ScalarState, gates: Array, w_h: Array) -> tuple[Array, ScalarState]:
@@ -208,6 +209,7 @@ def slstm_step(state: ScalarState, gates: Array, w_h: Array) -> tuple[Array, Sca
     Raises:
       ShapeError: the arrays do not fit together.
 
+    >>> import jax.numpy as jnp
     >>> gates = jnp.zeros((1, 1, 4, 1)).at[..., 2, :].set(jnp.inf)  # z = 1
     >>> h, state = slstm_step((jnp.zeros((1, 1, 1)),) * 4, gates, jnp.zeros((1, 1, 4, 1)))
     >>> h.ravel()
@@ -215,35 +217,8 @@ def slstm_step(state: ScalarState, gates: Array, w_h: Array) -> tuple[Array, Sca
     """
     _check_slstm("slstm_step", 1, gates, w_h)
     state = _initial_slstm("slstm_step", "state", state, gates)
-    state = _slstm_step(state, gates, w_h)
+    state = sequential_slstm.step(state, gates, w_h)
     return state[0].astype(gates.dtype), state
-
-
-@partial(jax.jit, static_argnames=["reverse"], inline=True)
-def _slstm(gates, w_h, h, c, n, m, reverse):
-    @partial(jax.checkpoint, prevent_cse=False)
-    def body(state, gates):
-        state = _slstm_step(state, gates, w_h)
-        return state, state[0].astype(gates.dtype)
-
-    state = tuple(varying(part, gates, w_h, h, c, n, m) for part in (h, c, n, m))
-    state, h = lax.scan(body, state, jnp.moveaxis(gates, 1, 0), reverse=reverse)
-    return jnp.moveaxis(h, 0, 1), *state
-
-
-def _slstm_step(state: ScalarState, gates: Array, w_h: Array) -> ScalarState:
-    h, c, n, m = state
-    heads, k = h.shape[1:]
-    w = w_h.reshape(heads, k, 4 * k)
-    products = jnp.einsum("bnk,nkf->bnf", h.astype(w.dtype), w, preferred_element_type=h.dtype)
-    i, f, z, o = jnp.moveaxis(gates + products.reshape(*h.shape[:2], 4, k), 2, 0)
-    # Before anything was taken in there is nothing to carry, and any m would do but the largest.
-    carried = jnp.where(n > 0, jax.nn.log_sigmoid(f) + lax.stop_gradient(m), -1e30)
-    m = lax.stop_gradient(jnp.maximum(carried, i))
-    kept, taken = jnp.exp(carried - m), jnp.exp(i - m)
-    c = kept * c + taken * jnp.tanh(z)
-    n = kept * n + taken
-    return jax.nn.sigmoid(o) * c / jnp.where(n > 0, n, 1.0), c, n, m
 
 
 def _initial_mlstm(

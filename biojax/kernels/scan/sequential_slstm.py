@@ -1,0 +1,129 @@
+"""The scalar memory of xLSTM one step after the other with `lax.scan`, and its gradient.
+
+States are kept. On the way back the gates of all steps are one product of these, and the gradient
+of the weights is another one; in the loop remains the product that carries the gradient from step
+to step.
+
+Jitted by itself, since `lax.scan` compiles every new step function anew, which outside of a larger
+`jit` would be every call. Inside of one this changes nothing.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from biojax.kernels.conv.blocks import varying
+from biojax.kernels.scan.chunks import whole_or_by_chunks
+from biojax.kernels.scan.meshes import split_as_input
+from biojax.kernels.scan.products import before, choose
+from biojax.typing import Array
+
+__all__ = ["slstm", "step"]
+
+State = tuple[Array, Array, Array, Array]
+
+
+@split_as_input
+@partial(jax.jit, static_argnames=["reverse", "chunk"], inline=True)
+def slstm(gates, w_h, h, c, n, m, reverse: bool, chunk: int | None) -> tuple[Array, State]:
+    """Gates are (b, t, n, 4, k), and the parts of the state (b, n, k)."""
+
+    def run(state, gates, keep=None, reverse=False):
+        given = jax.tree.leaves((gates, keep, w_h, state))
+        state = tuple(varying(part, *given) for part in state)
+        keep = None if keep is None else varying(keep.T[..., None, None], *given)
+        steps = varying(jnp.moveaxis(gates, 1, 0), *given)
+        found: tuple[Array, State] = _scan(reverse, steps, keep, varying(w_h, *given), state)
+        return jnp.moveaxis(found[0], 0, 1), found[1]
+
+    return whole_or_by_chunks(run, (h, c, n, m), gates, chunk, reverse)
+
+
+def step(state: State, gates: Array, w_h: Array) -> State:
+    """Gates are (b, n, 4, k)."""
+    h, c, n, m = state
+    return _elementwise(gates + _product(h, w_h), c, n, m)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(reverse: bool, gates: Array, keep: Array | None, w_h: Array, state0: State):
+    """Every h (t, b, n, k) and the last state. Gates are (t, b, n, 4, k), keep (t, b, 1, 1)."""
+
+    def body(state, given):
+        state = _next(given, state, w_h)
+        return state, state[0].astype(gates.dtype)
+
+    last, h = lax.scan(body, state0, (gates, keep), reverse=reverse)
+    return h, last
+
+
+def _next(given: tuple[Array, Array | None], state: State, w_h: Array) -> State:
+    gates, keep = given
+    return jax.tree.map(partial(choose, keep), step(state, gates, w_h), state)
+
+
+def _scan_fwd(reverse, gates, keep, w_h, state0):
+    def body(state, given):
+        state = _next(given, state, w_h)
+        return state, state
+
+    last, states = lax.scan(body, state0, (gates, keep), reverse=reverse)
+    return (states[0].astype(gates.dtype), last), (gates, keep, w_h, state0, states)
+
+
+def _scan_bwd(reverse, saved, cotangents):
+    gates, keep, w_h, state0, states = saved
+    dh, dlast = cotangents
+    olds = tuple(map(partial(before, reverse=reverse), states, state0))
+    back = jnp.swapaxes(w_h.reshape(*w_h.shape[:2], -1), 1, 2)
+
+    def body(dstate, given):
+        (pre, *old), keep, dh = given
+        dstate = (dstate[0] + dh, *dstate[1:])
+        _, pull = jax.vjp(_elementwise, pre, *old)
+        dpre, *dold = pull(jax.tree.map(partial(choose, keep), dstate, zeros))
+        through = jnp.einsum(
+            "bnf,nfk->bnk",
+            dpre.reshape(*dpre.shape[:2], -1).astype(w_h.dtype),
+            back,
+            preferred_element_type=dpre.dtype,
+        )
+        return jax.tree.map(partial(choose, keep), (through, *dold), dstate), dpre
+
+    zeros = jax.tree.map(jnp.zeros_like, dlast)
+    given = (gates + _product(olds[0], w_h), *olds[1:]), keep, dh
+    dstate0, dpre = lax.scan(body, dlast, given, reverse=not reverse)
+    dw_h = jnp.einsum(
+        "tbnk,tbngj->nkgj",
+        olds[0].astype(w_h.dtype),
+        dpre.astype(w_h.dtype),
+        preferred_element_type=dpre.dtype,
+    )
+    dkeep = None if keep is None else np.zeros(keep.shape, jax.dtypes.float0)
+    return dpre.astype(gates.dtype), dkeep, dw_h.astype(w_h.dtype), dstate0
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _product(h: Array, w_h: Array) -> Array:
+    """What the gates see of states, of one step or of all: (..., n, k) to (..., n, 4, k)."""
+    heads, k = h.shape[-2:]
+    w = w_h.reshape(heads, k, 4 * k)
+    products = jnp.einsum("...nk,nkf->...nf", h.astype(w.dtype), w, preferred_element_type=h.dtype)
+    return products.reshape(*h.shape[:-1], 4, k)
+
+
+def _elementwise(pre: Array, c: Array, n: Array, m: Array) -> State:
+    """The next state from the gates before their functions, (b, n, 4, k)."""
+    i, f, z, o = jnp.moveaxis(pre, -2, 0)
+    # Before anything was taken in there is nothing to carry, and any m would do but the largest.
+    carried = jnp.where(n > 0, jax.nn.log_sigmoid(f) + lax.stop_gradient(m), -1e30)
+    m = lax.stop_gradient(jnp.maximum(carried, i))
+    kept, taken = jnp.exp(carried - m), jnp.exp(i - m)
+    c = kept * c + taken * jnp.tanh(z)
+    n = kept * n + taken
+    return jax.nn.sigmoid(o) * c / jnp.where(n > 0, n, 1.0), c, n, m
