@@ -107,7 +107,7 @@ def _differentiable(implementation: Callable, back: Callable | None = None) -> C
 
     `back` is of a, dh, dh_last and the forward direction, and returns db and dh0.
     """
-    pull: Callable = back or partial(_back, implementation)
+    pull = back or partial(_back, implementation)
 
     @partial(jax.custom_vjp, nondiff_argnums=(3,))
     def scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
@@ -119,7 +119,8 @@ def _differentiable(implementation: Callable, back: Callable | None = None) -> C
 
     def backward(reverse, saved, cotangents):
         a, h, h0 = saved
-        db, dh0 = pull(a, *cotangents, reverse)
+        dh, dlast = cotangents
+        db, dh0 = pull(a, dh, dlast, reverse)
         da = _sum_to(db * before(h, h0, reverse), a.shape)
         return da.astype(a.dtype), db, dh0.astype(h0.dtype)
 
