@@ -24,6 +24,7 @@ class ConvLSTM(nn.Module):
       kernel_size: of both convolutions; one number for all spatial axes, or one each.
       forget_bias: what the forget gate's bias starts from; 1 keeps memory at first.
       reverse: run from the last image to the first.
+      chunk: images whose states and gates are kept together for gradients; all if None.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -32,6 +33,7 @@ class ConvLSTM(nn.Module):
     kernel_size: IntOrTuple = 3
     forget_bias: float = 1.0
     reverse: bool = False
+    chunk: int | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -51,7 +53,7 @@ class ConvLSTM(nn.Module):
             return jnp.zeros(shape, dtype).at[f : 2 * f].set(self.forget_bias)
 
         x, w_x, w_h, bias, h0, c0 = _parameters(self, 4, x, (h0, c0), bias_init)
-        return conv_lstm(x, w_x, w_h, bias, h0, c0, reverse=self.reverse)
+        return conv_lstm(x, w_x, w_h, bias, h0, c0, reverse=self.reverse, chunk=self.chunk)
 
 
 class ConvGRU(nn.Module):
@@ -63,6 +65,7 @@ class ConvGRU(nn.Module):
       features: channels of the state f.
       kernel_size: of both convolutions; one number for all spatial axes, or one each.
       reverse: run from the last image to the first.
+      chunk: images whose states and gates are kept together for gradients; all if None.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -70,6 +73,7 @@ class ConvGRU(nn.Module):
     features: int
     kernel_size: IntOrTuple = 3
     reverse: bool = False
+    chunk: int | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -77,7 +81,7 @@ class ConvGRU(nn.Module):
     def __call__(self, x: Array, h0: Array | None = None) -> tuple[Array, Array]:
         """(b, t, *spatial, c) to every state (b, t, *spatial, f) and the last in the order run."""
         x, w_x, w_h, bias, h0 = _parameters(self, 3, x, (h0,), nn.initializers.zeros_init())
-        return conv_gru(x, w_x, w_h, bias, h0, reverse=self.reverse)
+        return conv_gru(x, w_x, w_h, bias, h0, reverse=self.reverse, chunk=self.chunk)
 
 
 def _parameters(

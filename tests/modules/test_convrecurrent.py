@@ -59,6 +59,14 @@ def test_without_input_it_goes_on_by_itself(with_parameters):
     np.testing.assert_allclose(h, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("layer", [ConvLSTM, ConvGRU])
+def test_chunks_are_the_kernel_s(layer, with_parameters):
+    variables = with_parameters(layer(3), X)
+    for chunk in (None, 2):
+        program = jax.make_jaxpr(layer(3, chunk=chunk).apply)(variables, X)
+        assert ("remat" in str(program)) == (chunk is not None)
+
+
 def test_initial_weights_and_forget_bias():
     init = jax.jit(lambda: ConvLSTM(2, forget_bias=3.0).init(jax.random.key(0), X)["params"])
     params = init()
