@@ -41,13 +41,13 @@ def heads(x, dt, B, C, A):
 
 X, W = normal(B, T, K), (normal(K, 4 * K), normal(K, 4 * K), normal(4 * K))
 CLIP, KERNELS = normal(B, T, 4, K), (normal(3, K, 4 * K), normal(3, K, 4 * K), normal(4 * K))
-HEADS, GATE = normal(B, T, 1, K), normal(B, T, 1)
+HEADS, GATE = normal(B, T, 2, K), normal(B, T, 2)
 # The function, what has a batch, and what has none.
 SCANS = {
     "lstm": (lstm, (X,), W),
     "gru": (partial(gru, chunk=2), (X,), tuple(w[..., : 3 * K] for w in W)),
     "selective_scan": (states, (X, X, X), (normal(K, K),)),
-    "ssd": (heads, (HEADS, GATE, HEADS, HEADS), (normal(1),)),
+    "ssd": (heads, (HEADS, GATE, HEADS, HEADS), (normal(2),)),
     "rg_lru": (rg_lru, (X, X, X), (normal(K),)),
     "mlstm": (partial(mlstm, chunk=2), (HEADS, HEADS, HEADS, GATE, GATE), ()),
     "slstm": (partial(slstm, chunk=2), (normal(B, T, 1, 4, K),), (normal(1, K, 4, K),)),
@@ -56,26 +56,56 @@ SCANS = {
 }
 
 
+@pytest.fixture(scope="module")
+def moved(compiled):
+    """Compares outputs and gradients, spread and not; returns the outputs and the collectives."""
+
+    def run(f, arrays, mesh, specs):
+        def both(*arrays):
+            y, pull = jax.vjp(f, *arrays)
+            return y, pull(y)
+
+        spread = [
+            jax.device_put(array, NamedSharding(mesh, spec))
+            for array, spec in zip(arrays, specs, strict=True)
+        ]
+        with jax.set_mesh(mesh):
+            got, collectives = compiled(both, *spread)
+        want, _ = compiled(both, *arrays)
+        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
+        return jax.tree.leaves(got[0]), collectives
+
+    return run
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("name", SCANS)
-def test_scans(name, mesh_of, compiled):
+def test_batches(name, kind, mesh_of, moved):
     """The same values, and nothing of the batch moves: only gradients of weights are added up."""
     f, batched, weights = SCANS[name]
+    specs = [P("a")] * len(batched) + [P()] * len(weights)
+    results, collectives = moved(f, batched + weights, mesh_of(4, kind=kind), specs)
+    assert collectives <= {"all-reduce"}
+    assert all(result.sharding.spec[0] == "a" for result in results)
 
-    def both(*arrays):
-        y, pull = jax.vjp(f, *arrays)
-        return y, pull(y)
 
-    want, _ = compiled(both, *batched, *weights)
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = mesh_of(4, kind=kind)
-        spread = jax.device_put(batched, NamedSharding(mesh, P("a")))
-        with jax.set_mesh(mesh):
-            got, collectives = compiled(both, *spread, *weights)
-        assert collectives <= {"all-reduce"}, kind
-        for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5, err_msg=str(kind))
-        for result in jax.tree.leaves(got[0]):
-            assert result.sharding.spec[0] == "a"
+@pytest.mark.parametrize(
+    ("name", "spec", "allowed"),
+    [
+        ("conv_gru", P("a", None, "b"), {"all-reduce", "collective-permute"}),
+        ("mlstm", P("a", None, "b"), set()),
+    ],
+)
+def test_space_and_heads(name, spec, allowed, mesh_of, moved):
+    """They stay where they are over Explicit axes, with halos of images for what moves."""
+    f, batched, weights = SCANS[name]
+    specs = [spec] * len(batched) + [P()] * len(weights)
+    mesh = mesh_of(2, 2, kind=AxisType.Explicit)
+    (y, *states), collectives = moved(f, batched + weights, mesh, specs)
+    assert collectives <= allowed
+    assert y.sharding.spec[:3] == ("a", None, "b")
+    assert all(state.sharding.spec[:2] == ("a", "b") for state in states)
 
 
 MODULES = {
