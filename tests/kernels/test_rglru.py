@@ -15,7 +15,15 @@ from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.scan import reference_rglru
 from biojax.kernels.scan.rglru import rg_lru, rg_lru_step
 
-unit = jax.jit(rg_lru)
+
+@pytest.fixture(scope="module")
+def unit(quickly):
+    return jax.jit(rg_lru, compiler_options=quickly)
+
+
+@pytest.fixture(scope="module")
+def step(quickly):
+    return jax.jit(rg_lru_step, compiler_options=quickly)
 
 
 def arrays(t: int, b=2, c=3) -> list[np.ndarray]:
@@ -25,7 +33,7 @@ def arrays(t: int, b=2, c=3) -> list[np.ndarray]:
     return [np.asarray(jnp.asarray(v, jnp.bfloat16), np.float64) for v in values]
 
 
-def with_gradients(f, values, compiler_options=None) -> list:
+def with_gradients(f, values, compiler_options) -> list:
     """The outputs, and the gradients of a fixed weighting of them, as one program."""
 
     def scalar(values):
@@ -100,14 +108,14 @@ def test_the_gradient_is_right_where_the_decay_is_one(gate, a_param):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-30)
 
 
-def test_shut_gates_keep_the_state_for_ever():
+def test_shut_gates_keep_the_state_for_ever(unit):
     x, _, i, a_param, h0 = (jnp.asarray(v, jnp.float32) for v in arrays(7))
     h, last = unit(x, jnp.full(x.shape, -jnp.inf), i, a_param, h0=h0)
     np.testing.assert_array_equal(h, jnp.broadcast_to(h0[:, None], h.shape))
     np.testing.assert_array_equal(last, h0)
 
 
-def test_inputs_of_size_one_give_states_of_size_one():
+def test_inputs_of_size_one_give_states_of_size_one(unit):
     """This is what the square root is for: var(h) = a^2 var(h) + (1 - a^2)."""
     x = jax.random.normal(jax.random.key(0), (64, 512, 2))
     wide = jnp.full(x.shape, 50.0)
@@ -116,11 +124,12 @@ def test_inputs_of_size_one_give_states_of_size_one():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_steps_and_halves_make_the_whole(dtype):
-    x, r, i, a_param, h0 = (jnp.asarray(v, dtype) for v in arrays(7))
+def test_steps_and_halves_make_the_whole(dtype, unit, step):
+    x, r, i, a_param, h0 = (jnp.asarray(v, dtype) for v in arrays(6))
+    h0 = h0.astype(jnp.float32)
     whole, h_last = unit(x, r, i, a_param, h0=h0)
-    step, h, outputs = jax.jit(rg_lru_step), h0, []
-    for t in range(7):
+    h, outputs = h0, []
+    for t in range(6):
         y, h = step(h, x[:, t], r[:, t], i[:, t], a_param)
         outputs.append(y)
     assert outputs[0].dtype == dtype

@@ -12,13 +12,20 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from biojax.errors import ConfigError, ShapeError
+from biojax.errors import ShapeError
 from biojax.kernels import gru, lstm
 from biojax.kernels.scan import reference_convolutional as reference
 from biojax.kernels.scan.convolutional import conv_gru, conv_lstm
 
 CELLS = {"conv_lstm": (conv_lstm, 4), "conv_gru": (conv_gru, 3)}
 both = pytest.mark.parametrize("name", CELLS)
+
+
+@pytest.fixture(scope="module")
+def run(quickly):
+    """Each cell as one program, by name."""
+    options = {"static_argnames": ["reverse"], "compiler_options": quickly}
+    return {name: jax.jit(cell, **options) for name, (cell, _) in CELLS.items()}
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -34,18 +41,17 @@ def arrays(name: str, shape: tuple[int, ...], f: int, k_x: int = 3, k_h: int = 3
     return [normal(0, *shape), w_x / k_x**rank, w_h / k_h**rank, normal(3, gates) / 2, *states]
 
 
-def outputs_and_gradients(cell, values, reverse: bool, **jit) -> list[np.ndarray]:
+def outputs_and_gradients(cell, values, compiler_options) -> list[np.ndarray]:
     """Every output, and the gradients of a fixed random weighting of them all."""
 
     def scalar(values):
-        out = jax.tree.leaves(cell(*values, reverse=reverse))
+        out = jax.tree.leaves(cell(*values))
         rng = np.random.default_rng(0)
-        wide = values[0].dtype
-        weights = [jnp.asarray(rng.standard_normal(leaf.shape), wide) for leaf in out]
-        total = sum(jnp.sum(o.astype(wide) * w) for o, w in zip(out, weights, strict=True))
-        return total, out
+        weights = [rng.standard_normal(leaf.shape).astype(leaf.dtype) for leaf in out]
+        return sum(jnp.sum(o * w) for o, w in zip(out, weights, strict=True)), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(scalar, has_aux=True), **jit)(values)
+    program = jax.jit(jax.value_and_grad(scalar, has_aux=True), compiler_options=compiler_options)
+    (_, out), gradients = program(values)
     return [np.asarray(v) for v in [*out, *gradients]]
 
 
@@ -63,8 +69,8 @@ CASES = [
 @pytest.mark.parametrize(("shape", "f", "k_x", "k_h", "reverse", "dtype"), CASES)
 def test_matches_reference(name, shape, f, k_x, k_h, reverse, dtype, quickly):
     values = [jnp.asarray(v, jnp.bfloat16) for v in arrays(name, shape, f, k_x, k_h)]
-    cell, quick = CELLS[name][0], {"compiler_options": quickly}
-    got = outputs_and_gradients(cell, [v.astype(dtype) for v in values], reverse, **quick)
+    cell = partial(CELLS[name][0], reverse=reverse)
+    got = outputs_and_gradients(cell, [v.astype(dtype) for v in values], quickly)
     with (
         jax.enable_x64(),
         mock.patch(
@@ -72,7 +78,7 @@ def test_matches_reference(name, shape, f, k_x, k_h, reverse, dtype, quickly):
         ),
     ):
         wide = [v.astype(jnp.float64) for v in values]
-        expected = outputs_and_gradients(cell, wide, reverse, **quick)
+        expected = outputs_and_gradients(cell, wide, quickly)
     terms = max(v.size for v in values)
     tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(terms)
     for g, e in zip(got, expected, strict=True):
@@ -83,35 +89,34 @@ def test_matches_reference(name, shape, f, k_x, k_h, reverse, dtype, quickly):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_one_pixel_is_the_cell_without_space(reverse):
+def test_one_pixel_is_the_cell_without_space(reverse, run, quickly):
     for name, plain in (("conv_lstm", lstm), ("conv_gru", gru)):
         x, w_x, w_h, bias, *states = arrays(name, (2, 4, 1, 1, 3), 2, 1, 1)
-        got = CELLS[name][0](x, w_x, w_h, bias, *states, reverse=reverse)
+        got = run[name](x, w_x, w_h, bias, *states, reverse=reverse)
         flat = [np.squeeze(v, axis=axis) for v, axis in ((x, (2, 3)), (w_x, (0, 1)), (w_h, (0, 1)))]
         states = [np.squeeze(s, axis=(1, 2)) for s in states]
-        want = plain(*flat, bias, *states, reverse=reverse)
+        plain = jax.jit(partial(plain, reverse=reverse), compiler_options=quickly)
+        want = plain(*flat, bias, *states)
         for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(g.reshape(w.shape), w, rtol=1e-5, atol=1e-5)
 
 
 @both
-def test_reverse_is_the_flipped_clip(name):
-    cell = CELLS[name][0]
+def test_reverse_is_the_flipped_clip(name, run):
     x, *others = arrays(name, (2, 4, 5, 2), 3)
-    h, last = cell(x, *others, reverse=True)
-    flipped, flipped_last = cell(x[:, ::-1], *others)
+    h, last = run[name](x, *others, reverse=True)
+    flipped, flipped_last = run[name](x[:, ::-1], *others)
     np.testing.assert_allclose(h, flipped[:, ::-1], rtol=1e-5, atol=1e-6)
     for g, w in zip(jax.tree.leaves(last), jax.tree.leaves(flipped_last), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-6)
 
 
 @both
-def test_two_halves_make_the_whole(name):
-    cell = CELLS[name][0]
-    x, *weights = arrays(name, (2, 6, 5, 2), 3)[:4]
-    whole, last = cell(x, *weights)
-    first, carried = cell(x[:, :3], *weights)
-    second, second_last = cell(x[:, 3:], *weights, *jax.tree.leaves(carried))
+def test_two_halves_make_the_whole(name, run):
+    x, w_x, w_h, bias, *states = arrays(name, (2, 4, 5, 2), 3)
+    whole, last = run[name](x, w_x, w_h, bias, *states)
+    first, carried = run[name](x[:, :2], w_x, w_h, bias, *states)
+    second, second_last = run[name](x[:, 2:], w_x, w_h, bias, *jax.tree.leaves(carried))
     halves = jnp.concatenate([first, second], axis=1)
     np.testing.assert_allclose(whole, halves, rtol=1e-5, atol=1e-6)
     for g, w in zip(jax.tree.leaves(second_last), jax.tree.leaves(last), strict=True):
@@ -120,11 +125,11 @@ def test_two_halves_make_the_whole(name):
 
 
 @both
-def test_without_channels_it_goes_on_by_itself(name):
+def test_without_channels_it_goes_on_by_itself(name, quickly):
     cell = CELLS[name][0]
     x, w_x, *others = arrays(name, (2, 3, 5, 2), 3)
-    silent = outputs_and_gradients(cell, [x[..., :0], w_x[:, :0], *others], False)
-    zeros = outputs_and_gradients(cell, [0 * x, w_x, *others], False)
+    silent = outputs_and_gradients(cell, [x[..., :0], w_x[:, :0], *others], quickly)
+    zeros = outputs_and_gradients(cell, [0 * x, w_x, *others], quickly)
     outputs = len(silent) - len(others) - 2
     for i, (g, e) in enumerate(zip(silent, zeros, strict=True)):
         if i in (outputs, outputs + 1):
@@ -134,22 +139,18 @@ def test_without_channels_it_goes_on_by_itself(name):
 
 
 @both
-def test_initial_states_are_zeros(name):
-    cell = CELLS[name][0]
-    x, *weights, h0 = arrays(name, (2, 2, 5, 2), 3)[:5]
-    zeros = [np.zeros_like(h0)] * (2 if name == "conv_lstm" else 1)
-    pairs = zip(
-        jax.tree.leaves(cell(x, *weights)), jax.tree.leaves(cell(x, *weights, *zeros)), strict=True
-    )
-    for got, want in pairs:
-        np.testing.assert_array_equal(got, want)
+def test_initial_states_are_zeros(name, run):
+    x, w_x, w_h, bias, *states = arrays(name, (2, 4, 5, 2), 3)
+    got = run[name](x, w_x, w_h, bias)
+    want = run[name](x, w_x, w_h, bias, *map(np.zeros_like, states))
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(g, w)
 
 
 @both
 def test_against_finite_differences(name):
-    cell = jax.jit(CELLS[name][0])
     args = arrays(name, (1, 3, 4, 1), 2)
-    check_grads(cell, args, order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
+    check_grads(jax.jit(CELLS[name][0]), args, order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 def scans(jaxpr):
@@ -204,7 +205,7 @@ def test_compile_once(name, compiles_once):
 
 
 @both
-def test_a_batch_on_several_devices_stays_there(name, mesh_of, compiled):
+def test_a_batch_on_several_devices_stays_there(name, mesh_of, compiled, run):
     """The images of each device are convolved there; only gradients of weights are added up."""
     cell = CELLS[name][0]
     x, *weights = arrays(name, (8, 2, 8, 8, 2), 2)[:4]
@@ -213,12 +214,13 @@ def test_a_batch_on_several_devices_stays_there(name, mesh_of, compiled):
     def loss(x, *weights):
         return jnp.sum(cell(x, *weights)[0] ** 2)
 
+    gradient = jax.grad(loss, argnums=(0, 1, 2, 3))
     h, collectives = compiled(lambda *args: cell(*args)[0], spread, *weights)
     assert not collectives
-    np.testing.assert_allclose(h, cell(x, *weights)[0], rtol=1e-5, atol=1e-5)
-    gradients, collectives = compiled(jax.grad(loss, argnums=(0, 1, 2, 3)), spread, *weights)
+    np.testing.assert_allclose(h, run[name](x, *weights)[0], rtol=1e-5, atol=1e-5)
+    gradients, collectives = compiled(gradient, spread, *weights)
     assert collectives <= {"all-reduce"}
-    expected = jax.grad(loss, argnums=(0, 1, 2, 3))(x, *weights)
+    expected, _ = compiled(gradient, x, *weights)
     for g, e in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
 
@@ -258,10 +260,7 @@ def test_what_is_refused(name, change, message):
         CELLS[name][0](*args)
 
 
-@both
-def test_an_unknown_implementation_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"^{name}: got implementation='chunked'"):
-        CELLS[name][0](*arrays(name, X.shape, 2), implementation="chunked")
+def test_a_second_state_that_is_refused():
     with pytest.raises(ShapeError, match=r"^conv_lstm: got c0 of float32 and shape \(2, 1\)"):
         conv_lstm(*arrays("conv_lstm", X.shape, 2)[:4], c0=jnp.ones((2, 1)))
 

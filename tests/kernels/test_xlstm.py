@@ -11,7 +11,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
-from biojax.kernels.dispatch import explain
 from biojax.kernels.scan import reference_xlstm
 from biojax.kernels.scan.xlstm import mlstm, mlstm_step, slstm, slstm_step
 
@@ -28,8 +27,18 @@ def scalar(quickly):
     return jax.jit(slstm, compiler_options=quickly)
 
 
+@pytest.fixture(scope="module")
+def matrix_step(quickly):
+    return jax.jit(mlstm_step, compiler_options=quickly)
+
+
+@pytest.fixture(scope="module")
+def scalar_step(quickly):
+    return jax.jit(slstm_step, compiler_options=quickly)
+
+
 def rounded(*values) -> list[np.ndarray]:
-    """To bfloat16, so that every dtype starts from the same numbers."""
+    """To bfloat16, which float32 holds without a change."""
     return [np.asarray(jnp.asarray(v, jnp.bfloat16), np.float64) for v in values]
 
 
@@ -59,7 +68,7 @@ def flat_scalar(*values, **options):
     return h, *state
 
 
-def with_gradients(f, values, compiler_options=None) -> list:
+def with_gradients(f, values, compiler_options) -> list:
     """The outputs, and the gradients of a fixed weighting of them, as one program."""
 
     def weighted(values):
@@ -232,14 +241,14 @@ def test_a_gate_that_forgets_all(implementation, matrix):
 
 
 @every
-def test_steps_and_halves_make_the_whole(implementation, matrix):
-    values = [jnp.asarray(x, jnp.float32) for x in of_matrix(7)]
+def test_steps_and_halves_make_the_whole(implementation, matrix, matrix_step):
+    values = [jnp.asarray(x, jnp.float32) for x in of_matrix(6)]
     inputs, state0 = values[:5], tuple(values[5:])
-    options = {"chunk": 4, "implementation": implementation}
+    options = {"chunk": 2, "implementation": implementation}
     whole, last = matrix(*inputs, state0=state0, **options)
-    step, state, outputs = jax.jit(mlstm_step), state0, []
-    for t in range(7):
-        h, state = step(state, *(x[:, t] for x in inputs))
+    state, outputs = state0, []
+    for t in range(6):
+        h, state = matrix_step(state, *(x[:, t] for x in inputs))
         outputs.append(h)
     first, half = matrix(*(x[:, :3] for x in inputs), state0=state0, **options)
     second, end = matrix(*(x[:, 3:] for x in inputs), state0=half, **options)
@@ -250,14 +259,15 @@ def test_steps_and_halves_make_the_whole(implementation, matrix):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_steps_and_halves_of_slstm_make_the_whole(scalar):
-    gates, w_h, *_ = (jnp.asarray(x, jnp.float32) for x in of_scalar(7))
+def test_steps_and_halves_of_slstm_make_the_whole(scalar, scalar_step):
+    gates, w_h, *_ = (jnp.asarray(x, jnp.float32) for x in of_scalar(6))
     whole, last = scalar(gates, w_h)
-    step, state, outputs = jax.jit(slstm_step), (jnp.zeros((2, 2, 3)),) * 4, []
-    for t in range(7):
-        h, state = step(state, gates[:, t], w_h)
+    state = zeros = (jnp.zeros((2, 2, 3)),) * 4
+    outputs = []
+    for t in range(6):
+        h, state = scalar_step(state, gates[:, t], w_h)
         outputs.append(h)
-    first, half = scalar(gates[:, :3], w_h)
+    first, half = scalar(gates[:, :3], w_h, state0=zeros)
     second, end = scalar(gates[:, 3:], w_h, state0=half)
     for h in (jnp.stack(outputs, axis=1), jnp.concatenate([first, second], axis=1)):
         np.testing.assert_allclose(h, whole, rtol=1e-5, atol=1e-6)
@@ -267,20 +277,20 @@ def test_steps_and_halves_of_slstm_make_the_whole(scalar):
 
 
 @pytest.mark.parametrize("name", ["mlstm", "slstm"])
-def test_steps_in_bfloat16(name, matrix, scalar):
+def test_steps_in_bfloat16(name, matrix, scalar, matrix_step, scalar_step):
     """The state stays in float32: 300 steps lose no more than the last rounding."""
     if name == "mlstm":
         inputs = [jnp.asarray(x, jnp.bfloat16) for x in of_matrix(300, 1, 1)[:5]]
         whole, last = matrix(*inputs, chunk=32)
-        cell, state = mlstm_step, tuple(jnp.zeros_like(part) for part in last)
+        step, state = matrix_step, tuple(jnp.zeros_like(part) for part in last)
+        weights = []
     else:
-        inputs, w_h = ([jnp.asarray(x, jnp.bfloat16)] for x in of_scalar(300, 1, 1)[:2])
-        whole, last = scalar(*inputs, *w_h)
-        cell, state = lambda s, gates: slstm_step(s, gates, *w_h), (jnp.zeros((1, 1, 3)),) * 4
-    step = jax.jit(cell)
+        inputs, weights = ([jnp.asarray(x, jnp.bfloat16)] for x in of_scalar(300, 1, 1)[:2])
+        whole, last = scalar(*inputs, *weights)
+        step, state = scalar_step, (jnp.zeros((1, 1, 3)),) * 4
     outputs = []
     for t in range(300):
-        h, state = step(state, *(x[:, t] for x in inputs))
+        h, state = step(state, *(x[:, t] for x in inputs), *weights)
         outputs.append(h)
     got, want = (np.asarray(v, np.float64) for v in (jnp.stack(outputs, axis=1), whole))
     np.testing.assert_allclose(got, want, rtol=2**-7, atol=1e-3)
@@ -335,11 +345,11 @@ def test_steps_that_take_nothing_in_and_forget_nothing(implementation, matrix):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-def test_the_scale_is_that_of_the_keys():
+def test_the_scale_is_that_of_the_keys(matrix):
     query, key, *rest = (jnp.asarray(x, jnp.float32) for x in of_matrix(5)[:5])
     for scale, factor in ((0.3, 0.3), (None, 0.5)):
-        h, state = mlstm(query, key, *rest, scale=scale)
-        expected = mlstm(query, factor * key, *rest, scale=1.0)
+        h, state = matrix(query, key, *rest, scale=scale)
+        expected = matrix(query, factor * key, *rest, scale=1.0)
         for got, want in zip((h, *state), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -435,11 +445,3 @@ def test_memory(implementation, memory):
     assert forward <= copies + 8 * of_chunk
     assert backward <= 3 * copies + 16 * of_chunk + 2 * states
     assert backward < 4 * b * t * n * k * v  # every state
-
-
-def test_what_is_chosen():
-    values = [jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in of_matrix(64)[:5]]
-    (choice,) = explain(mlstm, *values)
-    assert choice.implementation == "chunked"
-    values = [jax.ShapeDtypeStruct(v.shape, jnp.float32) for v in of_scalar(64)[:2]]
-    assert str(*explain(slstm, *values)) == "slstm: sequential (the only one)"
