@@ -8,7 +8,19 @@ import pytest
 
 from biojax import kernels
 from biojax.errors import ConfigError, ShapeError, UnsupportedError
-from biojax.kernels import Choice, attention, conv, conv_transpose, explain, linear_scan, max_pool
+from biojax.kernels import (
+    Choice,
+    attention,
+    conv,
+    conv_transpose,
+    explain,
+    linear_scan,
+    max_pool,
+    mlstm,
+    rg_lru,
+    slstm,
+    ssd,
+)
 from biojax.kernels.dispatch import accumulator, platform
 from biojax.models import create_model
 
@@ -18,6 +30,24 @@ def shaped(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 
 X3, W3 = shaped(1, 4, 5, 6, 2), shaped(3, 3, 3, 2, 4)
+IN_CHUNKS = "matrix products, the faster for any number of steps"
+CALLS = {
+    "conv": (X3, W3),
+    "conv_transpose": (X3, W3),
+    "max_pool": (X3, 2),
+    "avg_pool": (X3, 2),
+    "linear_scan": (shaped(3), shaped(2, 5, 3)),
+    "rnn": (shaped(2, 5, 3), shaped(3, 4), shaped(4, 4), shaped(4)),
+    "lstm": (shaped(2, 5, 3), shaped(3, 16), shaped(4, 16), shaped(16)),
+    "gru": (shaped(2, 5, 3), shaped(3, 12), shaped(4, 12), shaped(12)),
+    "selective_scan": (*(shaped(2, 5, 3),) * 2, shaped(3, 4), *(shaped(2, 5, 4),) * 2),
+    "ssd": (shaped(2, 5, 4, 3), shaped(2, 5, 4), shaped(4), *(shaped(2, 5, 2, 6),) * 2),
+    "mlstm": (*(shaped(2, 5, 3, 4),) * 3, *(shaped(2, 5, 3),) * 2),
+    "slstm": (shaped(2, 5, 3, 4, 6), shaped(3, 6, 4, 6)),
+    "conv_lstm": (shaped(2, 5, 9, 3), shaped(3, 3, 16), shaped(3, 4, 16), shaped(16)),
+    "conv_gru": (shaped(2, 5, 9, 3), shaped(3, 3, 12), shaped(3, 4, 12), shaped(12)),
+    "attention": (shaped(1, 4, 2, 8),) * 3,
+}
 
 
 def test_explain_says_what_and_why():
@@ -94,6 +124,9 @@ def test_explain_says_what_and_why():
             "sequential",
             "on CPU one pass over memory is the least work",
         ),
+        (ssd, CALLS["ssd"], {}, "chunked", IN_CHUNKS),
+        (mlstm, CALLS["mlstm"], {"reverse": True}, "chunked", IN_CHUNKS),
+        (slstm, CALLS["slstm"], {}, "sequential", "the only one"),
         (attention, (shaped(1, 4, 2, 8),) * 3, {"is_causal": True}, "xla", "the only one"),
         (
             conv,
@@ -127,6 +160,18 @@ def test_the_rule_on_an_accelerator(function, args, implementation, reason):
     with mock.patch("jax.default_backend", return_value="tpu"):
         (choice,) = explain(function, *args)
     assert choice == Choice(function.__name__, implementation, reason)
+
+
+@pytest.mark.parametrize("kernel", ["conv_lstm", "conv_gru"])
+def test_a_kernel_tells_of_those_in_it(kernel):
+    outer, of_inputs, of_state = explain(getattr(kernels, kernel), *CALLS[kernel])
+    assert outer == Choice(kernel, "sequential", "the only one")
+    assert of_inputs.kernel == of_state.kernel == "conv"
+
+
+def test_a_kernel_made_of_another_one_tells_of_that():
+    (choice,) = explain(rg_lru, *(shaped(2, 5, 3),) * 3, shaped(3))
+    assert (choice.kernel, choice.implementation) == ("linear_scan", "sequential")
 
 
 def test_explain_computes_nothing():
@@ -169,19 +214,6 @@ def test_explain_records_nothing_outside_of_itself():
     assert [c.implementation for c in outer] == ["planes"]
 
 
-CALLS = {
-    "conv": (X3, W3),
-    "conv_transpose": (X3, W3),
-    "max_pool": (X3, 2),
-    "avg_pool": (X3, 2),
-    "linear_scan": (shaped(3), shaped(2, 5, 3)),
-    "rnn": (shaped(2, 5, 3), shaped(3, 4), shaped(4, 4), shaped(4)),
-    "lstm": (shaped(2, 5, 3), shaped(3, 16), shaped(4, 16), shaped(16)),
-    "gru": (shaped(2, 5, 3), shaped(3, 12), shaped(4, 12), shaped(12)),
-    "attention": (shaped(1, 4, 2, 8),) * 3,
-}
-
-
 @pytest.mark.parametrize("kernel", CALLS)
 def test_unknown_implementation(kernel):
     with pytest.raises(ConfigError, match=f"^{kernel}: got implementation='cudnn'. Expected one"):
@@ -195,6 +227,8 @@ def test_unknown_implementation(kernel):
         ("conv_transpose", "matmull", "matmul"),
         ("linear_scan", "associativ", "associative"),
         ("gru", "sequental", "sequential"),
+        ("ssd", "chunk", "chunked"),
+        ("mlstm", "paralel", "parallel"),
     ],
 )
 def test_the_nearest_implementation(kernel, wrong, right):

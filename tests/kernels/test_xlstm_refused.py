@@ -40,8 +40,6 @@ def test_what_else_mlstm_refuses():
         mlstm_step(state, *(x[:, 0] for x in values))
     with pytest.raises(ConfigError, match=r"^mlstm: got chunk=0\."):
         mlstm(*values, chunk=0)
-    with pytest.raises(ConfigError, match="Did you mean 'parallel'"):
-        mlstm(*values, implementation="paralel")
 
 
 @pytest.mark.parametrize(
