@@ -24,7 +24,8 @@ def torch_kernels(
 ) -> dict[str, Contender]:
     """A contender for each layout: contiguous and, where there are images, channels last.
 
-    None for `linear_scan`, and none in bfloat16.
+    None in bfloat16, and none for recurrences that PyTorch would have to walk step by step, but for
+    those of which such a loop is published or usual.
 
     Args:
       kernel, spec, mode: what is to be done.
@@ -34,7 +35,8 @@ def torch_kernels(
     if kernel not in _PEERS or spec.dtype != "float32":
         return {}
     layouts = ["contiguous"]
-    if _PEERS[kernel].inputs[0] == "image" and len(spec.shapes[0]) > 3:
+    rank = len(spec.shapes[0]) - {"image": 2, "clip": 3}.get(_PEERS[kernel].inputs[0], 0)
+    if _PEERS[kernel].inputs[0] in ("image", "clip") and rank > 1:
         layouts.append("channels_last")
     cotangents = jax.tree.leaves(normal(1, outputs))
     return {
@@ -114,6 +116,44 @@ def _selective_scan(torch, options, u, delta, A, B, C):
     return run, [u, delta, A, B, C]
 
 
+def _ssd(torch, options, x, dt, A, B, C):
+    """Decays and inputs of all steps at once, then step by step.
+
+    Steps are taken apart together: the gradient of an index would be as large as all of them.
+    """
+
+    def run():
+        decay = torch.exp(dt * A)[..., None, None]
+        inputs = (dt[..., None] * x)[..., None]
+        entering, read = (v.repeat_interleave(x.shape[2] // v.shape[2], 2) for v in (B, C))
+        h, outputs = x.new_zeros((x.shape[0], *x.shape[2:], B.shape[-1])), []
+        by_step = (v.unbind(dim=1) for v in (decay, inputs, entering[..., None, :], read))
+        for a, u, enter, leave in zip(*by_step, strict=True):
+            h = a * h + u * enter
+            outputs.append(torch.einsum("bnks,bns->bnk", h, leave))
+        return torch.stack(outputs, dim=1), h
+
+    return run, [x, dt, A, B, C]
+
+
+def _conv_lstm(torch, options, x, w_x, w_h, bias, h0, c0):
+    """Image and state in one convolution, step by step, as such cells are usually written."""
+    conv = functools.partial(
+        getattr(torch.nn.functional, f"conv{x.ndim - 3}d"), bias=bias, padding="same"
+    )
+
+    def run():
+        w, h, c, states = torch.cat([w_x, w_h], dim=1), h0, c0, []
+        for x_t in x.unbind(dim=1):
+            i, f, g, o = conv(torch.cat([x_t, h], dim=1), w).chunk(4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            states.append(h)
+        return torch.stack(states, dim=1), h, c
+
+    return run, [x, w_x, w_h, bias, h0, c0]
+
+
 def _attention(torch, options, query, key, value):
     run = functools.partial(
         torch.nn.functional.scaled_dot_product_attention,
@@ -135,6 +175,7 @@ class _Peer(NamedTuple):
 
 _NORM = (("image", "same", "same"), ("image",))
 _CELL = ("same", "matrix", "matrix", "same", "state")
+_CONV_CELL = ("clip", "kernel", "kernel", "same", "image", "image")
 _PEERS: dict[str, _Peer] = {
     "conv": _Peer(_conv, ("image", "kernel"), ("image",)),
     "conv_transpose": _Peer(_conv_transpose, ("image", "flipped"), ("image",)),
@@ -158,6 +199,8 @@ _PEERS: dict[str, _Peer] = {
     "lstm": _Peer(functools.partial(_cell, "LSTM"), (*_CELL, "state"), ("same", "state", "state")),
     "gru": _Peer(functools.partial(_cell, "GRU"), _CELL, ("same", "state")),
     "selective_scan": _Peer(_selective_scan, ("same",) * 5, ("same", "same")),
+    "ssd": _Peer(_ssd, ("same",) * 5, ("same", "same")),
+    "conv_lstm": _Peer(_conv_lstm, _CONV_CELL, ("clip", "image", "image")),
     "attention": _Peer(_attention, ("heads",) * 3, ("heads",)),
 }
 
@@ -170,6 +213,7 @@ def _flip(a: np.ndarray) -> np.ndarray:
 _TO = {
     "same": lambda a: a,
     "image": lambda a: np.moveaxis(a, -1, 1),
+    "clip": lambda a: np.moveaxis(a, -1, 2),
     "kernel": lambda a: np.moveaxis(a, (-1, -2), (0, 1)),
     "flipped": lambda a: _flip(np.moveaxis(a, (-2, -1), (0, 1))),
     "heads": lambda a: a.swapaxes(1, 2),
@@ -179,6 +223,7 @@ _TO = {
 _FROM = {
     "same": lambda a: a,
     "image": lambda a: np.moveaxis(a, 1, -1),
+    "clip": lambda a: np.moveaxis(a, 2, -1),
     "kernel": lambda a: np.moveaxis(a, (0, 1), (-1, -2)),
     "flipped": lambda a: np.moveaxis(_flip(a), (0, 1), (-2, -1)),
     "heads": lambda a: a.swapaxes(1, 2),
@@ -198,6 +243,8 @@ def _contender(
         if layout == "channels_last" and kind in ("image", "kernel", "flipped"):
             name = "channels_last" if t.ndim == 4 else "channels_last_3d"
             t = t.contiguous(memory_format=getattr(torch, name))
+        if layout == "channels_last" and kind == "clip":  # each image of it
+            t = t.movedim(2, -1).contiguous().movedim(-1, 2)
         return t
 
     inputs = [tensor(*each) for each in zip(peer.inputs, arrays, strict=True)]
