@@ -11,7 +11,7 @@ from biojax import kernels
 from biojax.errors import ConfigError, nearest
 from biojax.typing import Array, Dtype
 
-__all__ = ["GRU", "LSTM", "RNN", "Bidirectional", "make_recurrent"]
+__all__ = ["GRU", "LSTM", "RNN", "BiRNN", "make_recurrent"]
 
 
 class RNN(nn.Module):
@@ -107,15 +107,15 @@ class GRU(nn.Module):
         )
 
 
-class Bidirectional(nn.Module):
-    """Two layers, the second run backwards; states are put side by side.
+class BiRNN(nn.Module):
+    """Two recurrent layers of any kind, the second run backwards; states are put side by side.
 
     Args:
       forward: a recurrent layer.
       backward: another of the same kind with reverse=True.
 
-    Source: Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE Transactions on
-    Signal Processing 45, 1997.
+    Source: Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE Transactions
+    on Signal Processing 45, 1997.
     """
 
     forward: nn.Module
@@ -167,7 +167,7 @@ def make_recurrent(
     # Made without a parent, so that the pair and not the caller owns them.
     forward = CELLS[cell](parent=None, **kind)
     backward = CELLS[cell](parent=None, reverse=True, **kind)
-    return Bidirectional(forward, backward, name=name)
+    return BiRNN(forward, backward, name=name)
 
 
 def _parameters(

@@ -13,6 +13,7 @@ from biojax.kernels.scan import (
     conv_gru,
     conv_lstm,
     gru,
+    linear_scan,
     lstm,
     mlstm,
     rg_lru,
@@ -46,6 +47,7 @@ HEADS, GATE = normal(B, T, 2, K), normal(B, T, 2)
 SCANS = {
     "lstm": (lstm, (X,), W),
     "gru": (partial(gru, chunk=2), (X,), tuple(w[..., : 3 * K] for w in W)),
+    "linear_scan": (partial(linear_scan, axis=2), (normal(B, K, T), normal(B, K, T)), ()),
     "selective_scan": (states, (X, X, X), (normal(K, K),)),
     "ssd": (heads, (HEADS, GATE, HEADS, HEADS), (normal(2),)),
     "rg_lru": (rg_lru, (X, X, X), (normal(K),)),

@@ -9,7 +9,7 @@ import pytest
 
 from biojax.errors import ShapeError
 from biojax.kernels.scan.convolutional import conv_gru, conv_lstm
-from biojax.modules import Bidirectional
+from biojax.modules import BiRNN
 from biojax.modules.convrecurrent import ConvGRU, ConvLSTM
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 5, 2)), jnp.float32)
@@ -80,7 +80,7 @@ def test_initial_weights_and_forget_bias():
 
 @pytest.mark.parametrize("layer", [ConvLSTM, ConvGRU])
 def test_bidirectional_is_two_runs_by_hand(layer, with_parameters):
-    module = Bidirectional(layer(3), layer(3, reverse=True))
+    module = BiRNN(layer(3), layer(3, reverse=True))
     variables = with_parameters(module, X)
     h, last = module.apply(variables, X)
     forward, forward_last = layer(3).apply({"params": variables["params"]["forward"]}, X)

@@ -9,7 +9,7 @@ import pytest
 
 from biojax import kernels
 from biojax.errors import ConfigError
-from biojax.modules import GRU, LSTM, RNN, Bidirectional, make_recurrent
+from biojax.modules import GRU, LSTM, RNN, BiRNN, make_recurrent
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3)), jnp.float32)
 H0 = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4)), jnp.float32)
@@ -83,7 +83,7 @@ def test_initial_weights_and_forget_bias():
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
 def test_bidirectional_is_two_runs_by_hand(cell, with_parameters):
     module = make_recurrent(cell, 4, bidirectional=True)
-    assert isinstance(module, Bidirectional)
+    assert isinstance(module, BiRNN)
     variables = with_parameters(module, X)
     assert set(variables["params"]) == {"forward", "backward"}
     h, last = module.apply(variables, X)

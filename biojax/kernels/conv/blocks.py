@@ -192,6 +192,7 @@ def as_bits(x: Array) -> Array:
 
 
 def as_floats(x: Array, dtype: jnp.dtype) -> Array:
+    """The array that `as_bits` was given, of that dtype."""
     return lax.bitcast_convert_type(x, dtype) if x.dtype == jnp.uint16 else x
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.conv.blocks import varying
+from biojax.kernels.dispatch import platform
 from biojax.typing import Array
 
 __all__ = ["by_chunks", "segment_sums", "whole_or_by_chunks"]
@@ -51,16 +52,23 @@ def by_chunks(
     def in_order(x: Array) -> Array:
         return jnp.flip(x, 1) if reverse else x
 
+    def widened(x: Array) -> Array:
+        # What is bfloat16 before a loop, XLA on CPU widens whole at every step of it.
+        halves = platform() == "cpu" and x.dtype == jnp.bfloat16
+        return x.astype(jnp.float32) if halves else x
+
     @partial(jax.checkpoint, prevent_cse=False)
     def body(state, parts):
+        parts = (part.astype(x.dtype) for part, x in zip(parts, arrays, strict=True))
         y, state = run(state, *map(in_order, parts))
-        return state, in_order(y)
+        return state, widened(in_order(y))
 
-    parts = tuple(map(split, arrays, fill))
+    parts = tuple(map(widened, map(split, arrays, fill)))
     state0 = jax.tree.map(lambda part: varying(part, *arrays, *jax.tree.leaves(state0)), state0)
     state, y = lax.scan(body, state0, parts, reverse=reverse)
     y = jnp.moveaxis(y, 0, 1)
-    return y.reshape(y.shape[0], count * chunk, *y.shape[3:])[:, :t], state
+    dtype = jax.eval_shape(lambda *xs: run(state0, *(x[:, :1] for x in xs))[0], *arrays).dtype
+    return y.reshape(y.shape[0], count * chunk, *y.shape[3:])[:, :t].astype(dtype), state
 
 
 def whole_or_by_chunks(

@@ -11,6 +11,7 @@ from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import platform, select
 from biojax.kernels.scan import associative, chunked, sequential, sharded
 from biojax.kernels.scan.checks import initial_state
+from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import before
 from biojax.typing import Array
 
@@ -88,10 +89,12 @@ def linear_scan(
     h0 = initial_state(where, "h0", h0, b.shape[:axis] + b.shape[axis + 1 :], b.dtype)
     implementations = _IMPLEMENTATIONS if axis_name is None else _over_devices(axis_name)
     run = select(where, implementations, implementation, lambda: _rule(b))
-    h, h_last = run(
-        jnp.moveaxis(a.reshape(a_shape), axis, 0), jnp.moveaxis(b, axis, 0), h0, reverse
-    )
-    return jnp.moveaxis(h, 0, axis), h_last
+
+    def scan(b: Array, a: Array, h0: Array) -> tuple[Array, Array]:
+        h, h_last = run(jnp.moveaxis(a, axis, 0), jnp.moveaxis(b, axis, 0), h0, reverse)
+        return jnp.moveaxis(h, 0, axis), h_last
+
+    return split_as_input(scan, axis)(b, a.reshape(a_shape), h0)
 
 
 def _rule(b: Array) -> tuple[str, str]:

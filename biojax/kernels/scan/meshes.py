@@ -18,11 +18,11 @@ from biojax.typing import Array
 __all__ = ["split_as_input"]
 
 
-def split_as_input(run: Callable[..., tuple]) -> Callable[..., tuple]:
+def split_as_input(run: Callable[..., tuple], time: int = 1) -> Callable[..., tuple]:
     """The same scan, run(x, ...) to (y, *states), over axes of whatever type.
 
-    Over Explicit ones y is split as x (b, t, ...) is, along all axes that have x's size, and states
-    are so without time.
+    Over Explicit ones y is split as x is, along all axes that have x's size, and states are as x
+    without its axis of time.
     """
 
     @functools.wraps(run)
@@ -41,7 +41,7 @@ def split_as_input(run: Callable[..., tuple]) -> Callable[..., tuple]:
         alone, arrays = of_arrays(run, (x, *args), {})
         untyped = (jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays)
         y, *states = jax.eval_shape(alone, *untyped)
-        of_state = [of_x[0], *of_x[2:]]
+        of_state = [*of_x[:time], *of_x[time + 1 :]]
         out = split(y, of_x), *(jax.tree.map(lambda s: split(s, of_state), each) for each in states)
         typed_call: Any = auto_axes(alone, axes=axes, out_sharding=out)
         return typed_call(*arrays)

@@ -7,7 +7,6 @@ from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.scan.checks import check_dtypes, initial_state
 from biojax.kernels.scan.linear import linear_scan
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.typing import Array
 
 __all__ = ["rg_lru", "rg_lru_step"]
@@ -64,13 +63,9 @@ def rg_lru(
     where = "rg_lru"
     _check(where, 3, x, r, i, a_param, c)
     h0 = initial_state(where, "h0", h0, (x.shape[0], x.shape[2]), x.dtype)
-
-    def scan(x, r, i, a_param, h0):
-        a, inputs = _decay_and_input(x, r, i, a_param, c)
-        h, h_last = linear_scan(a, inputs, h0, reverse=reverse, implementation=implementation)
-        return h.astype(x.dtype), h_last
-
-    return split_as_input(scan)(x, r, i, a_param, h0)
+    a, inputs = _decay_and_input(x, r, i, a_param, c)
+    h, h_last = linear_scan(a, inputs, h0, reverse=reverse, implementation=implementation)
+    return h.astype(x.dtype), h_last
 
 
 def rg_lru_step(

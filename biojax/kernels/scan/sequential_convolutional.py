@@ -1,4 +1,4 @@
-"""Convolutional cells, one image after the other with `jax.lax.scan`.
+"""Convolutional cells, one image after the other.
 
 What does not wait for the state is one convolution of all images, outside of the loops: before the
 first that of the input, and after the one that runs back the gradient of the state's kernel. Inside
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from biojax.kernels.conv import conv
 from biojax.kernels.conv.bilinear import adjoint
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
 from biojax.kernels.scan.chunks import whole_or_by_chunks
+from biojax.kernels.scan.loop import loop
 from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import State, before, choose
 from biojax.typing import Array, Precision
@@ -172,7 +172,7 @@ def _forward(
         h, *others = _as(dtype, state)
         return state, (h, (kept.astype(dtype), others) if keep_all else None)
 
-    last, (h, kept) = lax.scan(step, state0, (x, keep), reverse=reverse)
+    last, (h, kept) = loop(step, state0, (x, keep), reverse=reverse)
     return (h, last), kept
 
 
@@ -201,7 +201,7 @@ def _scan_bwd(cell, reverse, precision, saved, gradients):
         return jax.tree.map(partial(choose, keep), dold, dstate), dx.astype(dtype)
 
     zeros = jax.tree.map(jnp.zeros_like, dlast)
-    dstate0, dx = lax.scan(step, dlast, (keep, dh, kept, olds), reverse=not reverse)
+    dstate0, dx = loop(step, dlast, (keep, dh, kept, olds), reverse=not reverse)
     seen, dy = (_images(jnp.moveaxis(v, 0, 1)) for v in (olds[0], cell.share(dx, kept)))
     (dw,) = jax.vjp(lambda w: conv(seen, w, precision=precision), w)[1](dy)
     dbias = dx.sum(range(dx.ndim - 1), dtype=wide).astype(bias.dtype)

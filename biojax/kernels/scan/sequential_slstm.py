@@ -1,4 +1,4 @@
-"""The scalar memory of xLSTM one step after the other with `lax.scan`, and its gradient.
+"""The scalar memory of xLSTM one step after the other and its gradient.
 
 States are kept. On the way back the gates of all steps are one product of these, and the gradient
 of the weights is another one; in the loop remains the product that carries the gradient from step
@@ -17,8 +17,9 @@ from jax import lax
 
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.scan.chunks import whole_or_by_chunks
+from biojax.kernels.scan.loop import loop
 from biojax.kernels.scan.meshes import split_as_input
-from biojax.kernels.scan.products import before, choose
+from biojax.kernels.scan.products import before, choose, product
 from biojax.typing import Array
 
 __all__ = ["slstm", "step"]
@@ -56,7 +57,7 @@ def _scan(reverse: bool, gates: Array, keep: Array | None, w_h: Array, state0: S
         state = _next(given, state, w_h)
         return state, state[0].astype(gates.dtype)
 
-    last, h = lax.scan(body, state0, (gates, keep), reverse=reverse)
+    last, h = loop(body, state0, (gates, keep), reverse=reverse)
     return h, last
 
 
@@ -70,7 +71,7 @@ def _scan_fwd(reverse, gates, keep, w_h, state0):
         state = _next(given, state, w_h)
         return state, state
 
-    last, states = lax.scan(body, state0, (gates, keep), reverse=reverse)
+    last, states = loop(body, state0, (gates, keep), reverse=reverse)
     return (states[0].astype(gates.dtype), last), (gates, keep, w_h, state0, states)
 
 
@@ -85,17 +86,12 @@ def _scan_bwd(reverse, saved, cotangents):
         dstate = (dstate[0] + dh, *dstate[1:])
         _, pull = jax.vjp(_elementwise, pre, *old)
         dpre, *dold = pull(jax.tree.map(partial(choose, keep), dstate, zeros))
-        through = jnp.einsum(
-            "bnf,nfk->bnk",
-            dpre.reshape(*dpre.shape[:2], -1).astype(w_h.dtype),
-            back,
-            preferred_element_type=dpre.dtype,
-        )
+        through = _per_head(dpre.reshape(*dpre.shape[:2], -1), back)
         return jax.tree.map(partial(choose, keep), (through, *dold), dstate), dpre
 
     zeros = jax.tree.map(jnp.zeros_like, dlast)
     given = (gates + _product(olds[0], w_h), *olds[1:]), keep, dh
-    dstate0, dpre = lax.scan(body, dlast, given, reverse=not reverse)
+    dstate0, dpre = loop(body, dlast, given, reverse=not reverse)
     dw_h = jnp.einsum(
         "tbnk,tbngj->nkgj",
         olds[0].astype(w_h.dtype),
@@ -111,10 +107,18 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 
 def _product(h: Array, w_h: Array) -> Array:
     """What the gates see of states, of one step or of all: (..., n, k) to (..., n, 4, k)."""
-    heads, k = h.shape[-2:]
-    w = w_h.reshape(heads, k, 4 * k)
-    products = jnp.einsum("...nk,nkf->...nf", h.astype(w.dtype), w, preferred_element_type=h.dtype)
-    return products.reshape(*h.shape[:-1], 4, k)
+    k = h.shape[-1]
+    return _per_head(h, w_h.reshape(-1, k, 4 * k)).reshape(*h.shape[:-1], 4, k)
+
+
+def _per_head(v: Array, w: Array) -> Array:
+    """(..., n, i) times a matrix for each head, (n, i, j).
+
+    Heads go first: as one einsum over (b, n, i), XLA on CPU (jaxlib 0.10.2) refuses bfloat16.
+    """
+    *outer, heads, i = v.shape
+    y = product(v.reshape(-1, heads, i).swapaxes(0, 1), w)
+    return y.swapaxes(0, 1).reshape(*outer, heads, -1)
 
 
 def _elementwise(pre: Array, c: Array, n: Array, m: Array) -> State:
