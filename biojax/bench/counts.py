@@ -61,7 +61,8 @@ def count_bytes(mode: str, inputs: Any, outputs: Any) -> int:
 def count_voxels(kernel: str, spec: Spec) -> int:
     """Positions in the input: batch times voxels, or batch times steps."""
     data = spec.shapes[1] if kernel == "linear_scan" else spec.shapes[0]
-    return math.prod(data[:2] if kernel == "attention" else data[:-1])
+    has_heads = kernel in ("attention", "ssd", "mlstm", "slstm")
+    return math.prod(data[:2] if has_heads else data[:-1])
 
 
 def count_model(model: nn.Module, variables: Any, x: Any) -> tuple[list[Choice], int | None]:
@@ -132,7 +133,27 @@ def _selective_scan(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -
 
 def _cell(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
     x, w_x, w_h = shapes[:3]
-    return 2 * math.prod(x[:2]) * (math.prod(w_x) + math.prod(w_h))
+    return 2 * math.prod(x[:-1]) * (math.prod(w_x) + math.prod(w_h))
+
+
+def _ssd(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    """Of each state: a product of what enters, two to move it on, two to read it."""
+    return 5 * math.prod(shapes[0]) * shapes[3][-1]
+
+
+def _rg_lru(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    """The gain and the gate of what enters, two to move the state on."""
+    return 4 * math.prod(shapes[0])
+
+
+def _mlstm(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    """As `_ssd`, of the matrices alone."""
+    return 5 * math.prod(shapes[0]) * shapes[2][-1]
+
+
+def _slstm(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    gates, w_h = shapes
+    return 2 * math.prod(gates[:2]) * math.prod(w_h)
 
 
 def _attention(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
@@ -156,6 +177,12 @@ _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]
     "rnn": _cell,
     "lstm": _cell,
     "gru": _cell,
+    "ssd": _ssd,
+    "rg_lru": _rg_lru,
+    "mlstm": _mlstm,
+    "slstm": _slstm,
+    "conv_lstm": _cell,
+    "conv_gru": _cell,
     "attention": _attention,
 }
 

@@ -47,18 +47,23 @@ def call(kernel: str, spec: Spec, implementation: str | None = None) -> Callable
 def make_inputs(kernel: str, spec: Spec, seed: int = 0) -> tuple[Array, ...]:
     """Seeded arrays for a spec: normal, weights scaled so that outputs are of order one.
 
-    Decays of a linear scan lie between 0.9 and 1, as those of trained models do.
+    Decays of linear recurrences lie between 0.9 and 1, as those of trained models do.
     """
     arrays = normal(seed, _structures(spec))
     if kernel == "linear_scan":
         arrays[0] = 1 - 0.1 * jax.nn.sigmoid(arrays[0])
-    if kernel == "selective_scan":  # step sizes of 0.001 to 0.1, as Mamba starts with
+    if kernel in ("selective_scan", "ssd"):  # step sizes of 0.001 to 0.1, as Mamba starts with
         arrays[1] = 0.001 + 0.1 * jax.nn.sigmoid(arrays[1])
         arrays[2] = -jnp.exp(arrays[2])
+    if kernel == "rg_lru":
+        arrays[3] = arrays[3] - 5
     if kernel.startswith("conv"):
-        arrays[1] = arrays[1] / math.sqrt(math.prod(arrays[1].shape[:-1]))
+        several = slice(1, 3 if kernel in ("conv_lstm", "conv_gru") else 2)
+        arrays[several] = [w / math.sqrt(math.prod(w.shape[:-1])) for w in arrays[several]]
     if kernel in ("rnn", "lstm", "gru"):
         arrays[1:3] = [w / math.sqrt(w.shape[0]) for w in arrays[1:3]]
+    if kernel == "slstm":
+        arrays[1] = arrays[1] / math.sqrt(arrays[1].shape[1])
     return tuple(arrays)
 
 
