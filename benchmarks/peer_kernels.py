@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.contest import Contender, Contest, jax_contender
-from benchmarks.plain_kernels import PLAIN, associative_scan
+from benchmarks.plain_kernels import ASSOCIATIVE, PLAIN
 from benchmarks.torch_kernels import torch_kernels
 from biojax.bench.kernels import call, make_inputs
 from biojax.kernels.specs import LARGE, Spec
@@ -35,8 +35,8 @@ def _prepare(kernel: str, spec: Spec, mode: str) -> dict[str, Contender]:
     if kernel == "batch_norm":  # PyTorch keeps its statistics to itself, and no gradient flows back
         ours, plain = _first_of(ours), _first_of(plain)
     more = {}
-    if kernel == "linear_scan":
-        more["xla associative"] = jax_contender(mode, associative_scan, arrays)
+    if kernel in ASSOCIATIVE:
+        more["xla associative"] = jax_contender(mode, ASSOCIATIVE[kernel], arrays)
     return {
         "biojax": jax_contender(mode, ours, arrays),
         "xla": jax_contender(mode, plain, arrays),

@@ -1,11 +1,12 @@
 """Every kernel as plain Flax and JAX have it, under the names and with the arguments of ours.
 
 Convolutions, pools and normalisation are those of `flax.linen`, resampling that of `jax.image`,
-attention that of `jax.nn`, and recurrences a step function in `jax.lax.scan`. `plainly` puts them
-in the place of ours in a whole model.
+attention that of `jax.nn`, and recurrences a step function in `jax.lax.scan`, but for Flax's
+convolutional LSTM. `plainly` puts them in the place of ours in a whole model.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from jax import lax
 from biojax import kernels
 from biojax.kernels.conv.geometry import per_axis, transpose_pads
 
-__all__ = ["PLAIN", "associative_scan", "plainly"]
+__all__ = ["ASSOCIATIVE", "PLAIN", "plainly"]
 
 
 def plainly(function: Callable) -> Callable:
@@ -128,8 +129,7 @@ def _linear_scan(a, b, h0):
     return h.swapaxes(0, 1), h_last
 
 
-def associative_scan(a, b, h0):
-    """`linear_scan` by `jax.lax.associative_scan`."""
+def _associative_scan(a, b, h0):
 
     def combine(one, two):
         return one[0] * two[0], two[0] * one[1] + two[1]
@@ -182,6 +182,99 @@ def _gru(x, w_x, w_h, bias, h0):
     return h.swapaxes(0, 1), h_last
 
 
+def _rg_lru(scan, x, r, i, a_param):
+    log_a = -8 * jax.nn.sigmoid(r) * jax.nn.softplus(a_param)
+    inputs = jnp.sqrt(-jnp.expm1(2 * log_a)) * jax.nn.sigmoid(i) * x
+    return scan(jnp.exp(log_a), inputs, jnp.zeros(x.shape[::2]))
+
+
+def _ssd(x, dt, A, B, C):
+    def step(h, given):
+        x, dt, B, C = given
+        B, C = (jnp.repeat(v, x.shape[1] // v.shape[1], axis=1) for v in (B, C))
+        taken = (dt[..., None] * x)[..., None] * B[:, :, None]
+        h = jnp.exp(dt * A)[..., None, None] * h + taken
+        return h, jnp.einsum("bnks,bns->bnk", h, C)
+
+    b, _, n, k = x.shape
+    by_step = [v.swapaxes(0, 1) for v in (x, dt, B, C)]
+    h_last, y = lax.scan(step, jnp.zeros((b, n, k, B.shape[-1])), by_step)
+    return y.swapaxes(0, 1), h_last
+
+
+def _mlstm(query, key, value, i, f):
+    def step(state, given):
+        C, n, m = state
+        q, k, v, i, f = given
+        log_f, before = jax.nn.log_sigmoid(f), m
+        m = lax.stop_gradient(jnp.maximum(log_f + m, i))  # as ours: h does not depend on it
+        forget, enter = jnp.exp(log_f + before - m)[..., None], jnp.exp(i - m)[..., None]
+        k = enter * k / jnp.sqrt(k.shape[-1])
+        C = forget[..., None] * C + k[..., None] * v[..., None, :]
+        n = forget * n + k
+        size = jnp.maximum(jnp.abs(jnp.einsum("bnk,bnk->bn", n, q)), jnp.exp(-m))
+        return (C, n, m), jnp.einsum("bnkv,bnk->bnv", C, q) / size[..., None]
+
+    b, _, heads, k = query.shape
+    first = jnp.zeros((b, heads, k, value.shape[-1])), jnp.zeros((b, heads, k))
+    by_step = [x.swapaxes(0, 1) for x in (query, key, value, i, f)]
+    last, h = lax.scan(step, (*first, jnp.zeros((b, heads))), by_step)
+    return h.swapaxes(0, 1), last
+
+
+def _slstm(gates, w_h):
+    def step(state, gates):
+        h, c, n, m = state
+        i, f, z, o = jnp.moveaxis(gates + jnp.einsum("bnk,nkgj->bngj", h, w_h), 2, 0)
+        log_f, before = jax.nn.log_sigmoid(f), m
+        m = lax.stop_gradient(jnp.maximum(log_f + m, i))
+        forget, enter = jnp.exp(log_f + before - m), jnp.exp(i - m)
+        c = forget * c + enter * jnp.tanh(z)
+        n = forget * n + enter
+        h = jax.nn.sigmoid(o) * c / n
+        return (h, c, n, m), h
+
+    zeros = jnp.zeros(gates[:, 0, :, 0].shape)
+    first = zeros, zeros, zeros, jnp.full_like(zeros, -jnp.inf)
+    last, h = lax.scan(step, first, gates.swapaxes(0, 1))
+    return h.swapaxes(0, 1), last
+
+
+def _conv_lstm(x, w_x, w_h, bias, h0, c0):
+    def in_order(w):  # Flax's gates are i, g, f, o, and it adds 1 to f
+        i, f, g, o = jnp.split(w, 4, axis=-1)
+        return jnp.concatenate([i, g, f, o], axis=-1)
+
+    features = h0.shape[-1]
+    bias = in_order(bias).at[2 * features : 3 * features].add(-1)
+    params = {
+        "ih": {"kernel": in_order(w_x), "bias": bias},
+        "hh": {"kernel": in_order(w_h), "bias": jnp.zeros_like(bias)},
+    }
+    cell = nn.ConvLSTMCell(features, w_x.shape[:-2], parent=None)
+    (c_last, h_last), h = nn.RNN(cell, return_carry=True, parent=None).apply(
+        {"params": {"cell": params}}, x, initial_carry=(c0, h0)
+    )
+    return h, (h_last, c_last)
+
+
+def _conv_gru(x, w_x, w_h, bias, h0):
+    def step(h, x_t):
+        r_x, z_x, n_x = jnp.split(_conv(x_t, w_x) + bias, 3, axis=-1)
+        r_h, z_h, n_h = jnp.split(_conv(h, w_h), 3, axis=-1)
+        z = jax.nn.sigmoid(z_x + z_h)
+        h = (1 - z) * jnp.tanh(n_x + jax.nn.sigmoid(r_x + r_h) * n_h) + z * h
+        return h, h
+
+    h_last, h = lax.scan(step, h0, x.swapaxes(0, 1))
+    return h.swapaxes(0, 1), h_last
+
+
+# The linear recurrences by `jax.lax.associative_scan`.
+ASSOCIATIVE: dict[str, Callable] = {
+    "linear_scan": _associative_scan,
+    "rg_lru": functools.partial(_rg_lru, _associative_scan),
+}
 PLAIN: dict[str, Callable] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -197,5 +290,11 @@ PLAIN: dict[str, Callable] = {
     "rnn": _rnn,
     "lstm": _lstm,
     "gru": _gru,
+    "ssd": _ssd,
+    "rg_lru": functools.partial(_rg_lru, _linear_scan),
+    "mlstm": _mlstm,
+    "slstm": _slstm,
+    "conv_lstm": _conv_lstm,
+    "conv_gru": _conv_gru,
     "attention": jax.nn.dot_product_attention,
 }

@@ -101,8 +101,8 @@ _NORM = [
 ]
 
 _LINEAR_SCAN = [
-    Spec("one_step", ((2, 1, 3), (2, 1, 3), (2, 3))),
     Spec("odd", ((2, 7, 3), (2, 7, 3), (2, 3))),
+    Spec("one_step", ((2, 1, 3), (2, 1, 3), (2, 3))),
     Spec("shared_decay", ((3,), (2, 8, 3), (2, 3))),
     Spec("reverse", ((2, 5, 3), (2, 5, 3), (2, 3)), {"reverse": True}),
     Spec("last_axis", ((2, 3, 6), (2, 3, 6), (2, 3)), {"axis": -1}),
@@ -111,8 +111,8 @@ _LINEAR_SCAN = [
 ]
 
 _SELECTIVE_SCAN = [
-    Spec("one_step", ((2, 1, 3), (2, 1, 3), (3, 2), (2, 1, 2), (2, 1, 2))),
     Spec("odd", ((2, 7, 3), (2, 7, 3), (3, 2), (2, 7, 2), (2, 7, 2)), {"chunk": 3}),
+    Spec("one_step", ((2, 1, 3), (2, 1, 3), (3, 2), (2, 1, 2), (2, 1, 2))),
     Spec(
         "groups_reverse",
         ((1, 5, 4), (1, 5, 4), (4, 3), (1, 5, 2, 3), (1, 5, 2, 3), (4,), (1, 5, 4)),
@@ -134,6 +134,61 @@ _GRU = [
     Spec("before", ((2, 5, 3), (3, 12), (4, 12), (12,), (2, 4)), {"reset": "before"}),
     Spec("reverse", ((2, 5, 3), (3, 12), (4, 12), (12,), (2, 4)), {"reverse": True}),
 ]
+
+_SSD = [
+    Spec(
+        "odd",
+        ((2, 5, 4, 3), (2, 5, 4), (4,), (2, 5, 2, 2), (2, 5, 2, 2), (4,)),
+        {"chunk": 2},
+    ),
+    Spec(
+        "reverse",
+        ((1, 5, 2, 3), (1, 5, 2), (2,), (1, 5, 1, 4), (1, 5, 1, 4)),
+        {"chunk": 3, "reverse": True},
+    ),
+    Spec("one_step", ((2, 1, 2, 3), (2, 1, 2), (2,), (2, 1, 1, 2), (2, 1, 1, 2))),
+]
+
+_RG_LRU = [
+    Spec("odd", ((2, 7, 3), (2, 7, 3), (2, 7, 3), (3,))),
+    Spec("reverse", ((2, 7, 3), (2, 7, 3), (2, 7, 3), (3,)), {"reverse": True}),
+    Spec("one_step", ((2, 1, 3), (2, 1, 3), (2, 1, 3), (3,))),
+]
+
+_MLSTM = [
+    Spec("odd", ((2, 5, 2, 4), (2, 5, 2, 4), (2, 5, 2, 3), (2, 5, 2), (2, 5, 2)), {"chunk": 2}),
+    Spec(
+        "reverse",
+        ((1, 5, 2, 3), (1, 5, 2, 3), (1, 5, 2, 4), (1, 5, 2), (1, 5, 2)),
+        {"chunk": 3, "reverse": True, "scale": 0.3},
+    ),
+    Spec("one_step", ((2, 1, 1, 4), (2, 1, 1, 4), (2, 1, 1, 3), (2, 1, 1), (2, 1, 1))),
+]
+_SLSTM = [
+    Spec("odd", ((2, 5, 2, 4, 3), (2, 3, 4, 3))),
+    Spec("reverse", ((2, 5, 2, 4, 3), (2, 3, 4, 3)), {"reverse": True, "chunk": 2}),
+    Spec("one_step", ((2, 1, 2, 4, 3), (2, 3, 4, 3))),
+]
+
+
+def _conv_cell(
+    x: tuple[int, ...], f: int, gates: int, k_x: int = 3, k_h: int = 3
+) -> tuple[tuple[int, ...], ...]:
+    """Of images x (b, t, *spatial, c) and f features: x, w_x, w_h, bias, h0, and c0 of the LSTM."""
+    rank, state = len(x) - 3, (x[0], *x[2:-1], f)
+    kernels = (*[k_x] * rank, x[-1], gates * f), (*[k_h] * rank, f, gates * f)
+    return x, *kernels, (gates * f,), *[state] * (2 if gates == 4 else 1)
+
+
+def _conv_cells(gates: int) -> list[Spec]:
+    uneven = _conv_cell((2, 3, 5, 2), 3, gates, 2, 4)
+    return [
+        Spec("2d", _conv_cell((2, 3, 3, 4, 1), 3, gates)),
+        Spec("1d_even_kernels_reverse", uneven, {"reverse": True, "chunk": 2}),
+        Spec("2d_one_step_pointwise", _conv_cell((1, 1, 4, 5, 2), 2, gates, 1, 3)),
+        Spec("3d", _conv_cell((1, 2, 3, 4, 3, 1), 2, gates)),
+    ]
+
 
 _ATTENTION = [
     Spec("self", ((2, 5, 2, 4),) * 3),
@@ -161,6 +216,12 @@ SPECS: Mapping[str, list[Spec]] = {
     "rnn": _RNN,
     "lstm": _LSTM,
     "gru": _GRU,
+    "ssd": _SSD,
+    "rg_lru": _RG_LRU,
+    "mlstm": _MLSTM,
+    "slstm": _SLSTM,
+    "conv_lstm": _conv_cells(4),
+    "conv_gru": _conv_cells(3),
     "attention": _ATTENTION,
 }
 
@@ -246,6 +307,17 @@ LARGE: Mapping[str, list[Spec]] = {
         Spec("t256_c64_to_256", (*_cell(64, 256, 4), (8, 256))),
     ],
     "gru": [Spec("t256_c128", _cell(128, 128, 3)), Spec("t256_c64_to_256", _cell(64, 256, 3))],
+    "ssd": [
+        Spec(
+            "t4096_n8_k32_s64",
+            ((1, 4096, 8, 32), (1, 4096, 8), (8,), (1, 4096, 1, 64), (1, 4096, 1, 64)),
+        ),
+    ],
+    "rg_lru": [Spec("t4096_c512", (*((1, 4096, 512),) * 3, (512,)))],
+    "mlstm": [Spec("t2048_n4_k64", (*((1, 2048, 4, 64),) * 3, *((1, 2048, 4),) * 2))],
+    "slstm": [Spec("t512_n4_k32", ((8, 512, 4, 4, 32), (4, 32, 4, 32)))],
+    "conv_lstm": [Spec("2d_64_t10_c16", _conv_cell((1, 10, 64, 64, 16), 16, 4))],
+    "conv_gru": [Spec("2d_64_t10_c16", _conv_cell((1, 10, 64, 64, 16), 16, 3))],
     "attention": [
         Spec("t1024_n8", ((1, 1024, 8, 64),) * 3),
         Spec("t1024_n8_causal", ((1, 1024, 8, 64),) * 3, {"is_causal": True}),

@@ -35,6 +35,17 @@ from biojax.models import create_model
         ("rnn", "t256_c128", (8, 256, 128), 2 * 8 * 256 * 2 * 128 * 128),
         ("lstm", "t256_c128", (8, 256, 128), 4 * 2 * 8 * 256 * 2 * 128 * 128),
         ("gru", "t256_c128", (8, 256, 128), 3 * 2 * 8 * 256 * 2 * 128 * 128),
+        ("ssd", "t4096_n8_k32_s64", (1, 4096, 8, 32), 5 * 4096 * 8 * 32 * 64),
+        ("rg_lru", "t4096_c512", (1, 4096, 512), 4 * 4096 * 512),
+        ("mlstm", "t2048_n4_k64", (1, 2048, 4, 64), 5 * 2048 * 4 * 64 * 64),
+        ("slstm", "t512_n4_k32", (8, 512, 4, 32), 2 * 8 * 512 * 4 * 4 * 32 * 32),
+        (
+            "conv_lstm",
+            "2d_64_t10_c16",
+            (1, 10, 64, 64, 16),
+            2 * 10 * 64**2 * 9 * 2 * 16 * 64,
+        ),
+        ("conv_gru", "2d_64_t10_c16", (1, 10, 64, 64, 16), 2 * 10 * 64**2 * 9 * 2 * 16 * 48),
         ("attention", "t1024_n8", (1, 1024, 8, 64), 4 * 8 * 1024**2 * 64),
     ],
 )
@@ -71,6 +82,8 @@ def test_voxels_are_positions_of_the_input():
     assert count_voxels("conv", Spec("", ((2, 3, 4, 5, 7), (1,)))) == 120
     assert count_voxels("linear_scan", Spec("", ((7,), (2, 9, 7)))) == 18
     assert count_voxels("attention", Spec("", ((2, 9, 4, 8),) * 3)) == 18
+    assert count_voxels("slstm", Spec("", ((2, 9, 3, 4, 5), (3, 5, 4, 5)))) == 18
+    assert count_voxels("conv_gru", Spec("", ((2, 3, 4, 5, 7), (1,)))) == 120
 
 
 def test_bytes_by_mode():

@@ -43,6 +43,15 @@ SMALL = {
     "rnn": [Spec("all", ((2, 5, 3), (3, 4), (4, 4), (4,), (2, 4)))],
     "lstm": [Spec("all", ((2, 5, 3), (3, 16), (4, 16), (16,), (2, 4), (2, 4)))],
     "gru": [Spec("all", ((2, 5, 3), (3, 12), (4, 12), (12,), (2, 4)))],
+    "ssd": [Spec("all", ((2, 5, 4, 3), (2, 5, 4), (4,), (2, 5, 2, 2), (2, 5, 2, 2)))],
+    "rg_lru": [Spec("all", (*((2, 5, 3),) * 3, (3,)))],
+    "mlstm": [Spec("all", (*((2, 5, 2, 4),) * 2, (2, 5, 2, 3), *((2, 5, 2),) * 2))],
+    "slstm": [Spec("all", ((2, 5, 2, 4, 3), (2, 3, 4, 3)))],
+    "conv_lstm": [
+        Spec("1d", ((2, 3, 6, 2), (3, 2, 12), (3, 3, 12), (12,), *((2, 6, 3),) * 2)),
+        Spec("2d", ((2, 3, 4, 5, 2), (3, 3, 2, 12), (3, 3, 3, 12), (12,), *((2, 4, 5, 3),) * 2)),
+    ],
+    "conv_gru": [Spec("2d", ((2, 3, 4, 5, 2), (3, 3, 2, 9), (3, 3, 3, 9), (9,), (2, 4, 5, 3)))],
     "attention": [
         Spec("self", ((2, 5, 2, 4),) * 3),
         Spec("causal", ((2, 5, 2, 4),) * 3, {"is_causal": True}),
@@ -96,8 +105,10 @@ def test_there_is_a_contest_for_every_large_shape():
 def test_pytorch_gives_the_same(kernel, spec, mode):
     pytest.importorskip("torch", reason="torch is not installed")
     contenders = _prepare(kernel, spec, mode)
-    assert any(name.startswith("torch") for name in contenders) == (kernel != "linear_scan")
-    assert contenders["biojax"].choices[0].startswith(f"{kernel}: ")
+    alone = {"linear_scan", "rg_lru", "mlstm", "slstm", "conv_gru"}
+    assert any(name.startswith("torch") for name in contenders) == (kernel not in alone)
+    named = "linear_scan" if kernel == "rg_lru" else kernel
+    assert contenders["biojax"].choices[0].startswith(f"{named}: ")
     assert contenders["xla"].choices == ()
     assert min(contenders[name].compile_seconds for name in ("biojax", "xla")) > 0
     check_agreement(Contest(kernel, mode, spec.dtype, dict), contenders)

@@ -1,9 +1,11 @@
 """Every implementation of every kernel against its reference, forward and VJP, over the specs.
 
 The reference runs in float64. The public function is called with the reference put in the place
-of the implementation, so that both see the same arguments.
+of the implementation, so that both see the same arguments. `rg_lru` has no implementations of its
+own, and is held against its reference beside its other tests.
 """
 
+import functools
 import math
 from unittest import mock
 
@@ -20,7 +22,10 @@ from biojax.kernels.norm import reference as norm_reference
 from biojax.kernels.pool import reference as pool_reference
 from biojax.kernels.resize import reference as resize_reference
 from biojax.kernels.scan import reference as scan_reference
+from biojax.kernels.scan import reference_convolutional as convolutional_reference
 from biojax.kernels.scan import reference_selective as selective_reference
+from biojax.kernels.scan import reference_ssd as ssd_reference
+from biojax.kernels.scan import reference_xlstm as xlstm_reference
 from biojax.kernels.specs import SPECS, Spec
 
 REFERENCES = {
@@ -38,6 +43,11 @@ REFERENCES = {
     "rnn": scan_reference,
     "lstm": scan_reference,
     "gru": scan_reference,
+    "ssd": ssd_reference,
+    "mlstm": xlstm_reference,
+    "slstm": xlstm_reference,
+    "conv_lstm": convolutional_reference,
+    "conv_gru": convolutional_reference,
     "attention": attention_reference,
 }
 IMPLEMENTATIONS = {
@@ -55,8 +65,15 @@ IMPLEMENTATIONS = {
     "rnn": ["sequential"],
     "lstm": ["sequential"],
     "gru": ["sequential"],
+    "ssd": ["chunked", "sequential"],
+    "mlstm": ["chunked", "parallel", "sequential"],
+    "slstm": ["sequential"],
+    "conv_lstm": ["sequential"],
+    "conv_gru": ["sequential"],
     "attention": ["xla"],
 }
+# States to begin with that are named arguments. They are shaped as those that come last.
+STATES = {"selective_scan": "h0", "ssd": "h0", "mlstm": "state0", "slstm": "state0"}
 CASES = [
     pytest.param(kernel, name, spec, dtype, id=f"{kernel}-{name}-{spec.name}-{dtype}")
     for kernel, names in IMPLEMENTATIONS.items()
@@ -68,13 +85,22 @@ CASES = [
 
 
 def arrays(spec: Spec, kernel: str) -> list[np.ndarray]:
+    """The positional arrays, and the parts of the named state."""
     rng = np.random.default_rng(len(spec.name))
-    values = [rng.standard_normal(shape) for shape in spec.shapes]
+    shapes = list(spec.shapes)
+    if kernel in STATES:
+        given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        function = functools.partial(getattr(kernels, kernel), **spec.options)
+        _, last = jax.eval_shape(function, *given)
+        shapes += [part.shape for part in jax.tree.leaves(last)]
+    values = [rng.standard_normal(shape) for shape in shapes]
     if kernel == "linear_scan":
         values[0] = rng.uniform(0.1, 1.0, spec.shapes[0])
-    if kernel == "selective_scan":  # step sizes, and rates
+    if kernel in ("selective_scan", "ssd"):  # step sizes, and rates
         values[1], values[2] = np.abs(values[1]), -np.abs(values[2])
-    if kernel in ("rnn", "lstm", "gru"):
+    if kernel == "slstm":  # what was taken in
+        values[-2] = 1 + np.abs(values[-2])
+    if kernel in ("rnn", "lstm", "gru", "conv_lstm", "conv_gru"):
         values[1:4] = [v / 2 for v in values[1:4]]
     # Rounded to bfloat16, so that every dtype starts from the same numbers.
     return [np.asarray(jnp.asarray(v, jnp.bfloat16), np.float64) for v in values]
@@ -86,7 +112,11 @@ def run(kernel: str, spec: Spec, values, implementation: str | None, compiler_op
     def scalar(values):
         options = dict(spec.options)
         given = [options.pop(name) for name in ("window", "size") if name in options]
-        out = getattr(kernels, kernel)(*values, *given, **options, implementation=implementation)
+        positional, state = values[: len(spec.shapes)], values[len(spec.shapes) :]
+        if state:
+            options[STATES[kernel]] = state[0] if len(state) == 1 else tuple(state)
+        function = functools.partial(getattr(kernels, kernel), implementation=implementation)
+        out = function(*positional, *given, **options)
         leaves = jax.tree.leaves(out)
         rng = np.random.default_rng(0)
         total = sum(
@@ -149,21 +179,24 @@ def refuses(kernel: str, name: str, spec: Spec) -> bool:
 def test_matches_reference(kernel, name, spec, dtype, quickly):
     """Nearly all of the time is compilation.
 
-    Our float32 programs are compiled as anyone would; the references, long and unrolled, XLA's own
-    kernels, and the bfloat16 programs, which check our dtypes and sums and not the compiler,
-    quickly.
+    Our float32 programs are compiled as anyone would, of scans, whose shapes differ in little, the
+    first; the references, long and unrolled, XLA's own kernels, and the bfloat16 programs, which
+    check our dtypes and sums and not the compiler, quickly.
     """
     values = [jnp.asarray(v, dtype) for v in arrays(spec, kernel)]
     if refuses(kernel, name, spec):
         with pytest.raises(UnsupportedError, match=f"implementation='{name}'"):
             run(kernel, spec, values, name)
         return
-    ours = dtype == "float32" and name != "xla"
-    results = run(kernel, spec, values, name, None if ours else quickly)
+    is_scan = ".scan." in getattr(kernels, kernel).__module__
+    usual = dtype == "float32" and name != "xla" and not (is_scan and spec != SPECS[kernel][0])
+    results = run(kernel, spec, values, name, None if usual else quickly)
     tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(reduction_length(spec))
+    # Statistics, and last states.
+    has_wide = kernel in STATES or kernel == "batch_norm"
+    wide = range(1, len(results) - len(values)) if has_wide else ()
     for i, (got, want) in enumerate(zip(results, expected(kernel, spec, quickly), strict=True)):
-        is_wide = i in {"batch_norm": (1, 2), "selective_scan": (1,)}.get(kernel, ())
-        assert got.dtype == ("float32" if is_wide else dtype)
+        assert got.dtype == ("float32" if i in wide else dtype)
         assert got.shape == want.shape
         scale = max(1.0, float(np.abs(want).max()))
         error = float(np.abs(np.asarray(got, np.float64) - want).max()) / scale

@@ -14,6 +14,7 @@ from jax.test_util import check_grads
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.scan import reference_rglru
 from biojax.kernels.scan.rglru import rg_lru, rg_lru_step
+from biojax.kernels.specs import SPECS
 
 
 @pytest.fixture(scope="module")
@@ -46,30 +47,42 @@ def with_gradients(f, values, compiler_options) -> list:
     return [*outputs, *gradients]
 
 
-@pytest.mark.parametrize(
-    ("t", "reverse", "dtype"),
-    [
-        (1, False, "float32"),
-        (7, False, "float32"),
-        (7, True, "float32"),
-        (7, False, "bfloat16"),
-    ],
-)
-@pytest.mark.parametrize("implementation", [None, "associative"])
-def test_matches_reference(implementation, t, reverse, dtype, quickly):
+@pytest.fixture(scope="module")
+def expected(quickly):
+    """The float64 reference, computed once for each length and direction."""
+
+    @functools.cache
+    def compute(t: int, reverse: bool) -> list[np.ndarray]:
+        def f(*values):
+            return reference_rglru.rg_lru(*values[:-1], 8.0, values[-1], reverse)
+
+        with jax.enable_x64():
+            values = [jnp.asarray(v) for v in arrays(t)]
+            return [np.asarray(v) for v in with_gradients(f, values, quickly)]
+
+    return compute
+
+
+CASES = [
+    pytest.param(spec, dtype, id=f"{spec.name}-{dtype}")
+    for i, spec in enumerate(SPECS["rg_lru"])
+    for dtype in ("float32", "bfloat16")[: 1 if i else 2]
+]
+
+
+@pytest.mark.parametrize(("spec", "dtype"), CASES)
+@pytest.mark.parametrize("implementation", ["sequential", "associative"])
+def test_matches_reference(spec, dtype, implementation, quickly, expected):
     def f(*values):
-        options = {"reverse": reverse, "implementation": implementation}
-        return rg_lru(*values[:-1], h0=values[-1], **options)
+        return rg_lru(*values[:-1], h0=values[-1], **spec.options, implementation=implementation)
 
-    def reference(*values):
-        return reference_rglru.rg_lru(*values[:-1], 8.0, values[-1], reverse)
-
-    results = with_gradients(f, [jnp.asarray(v, dtype) for v in arrays(t)], quickly)
-    with jax.enable_x64():
-        values = [jnp.asarray(v) for v in arrays(t)]
-        expected = [np.asarray(v) for v in with_gradients(reference, values, quickly)]
-    tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(arrays(t)[0].size)
-    for i, (got, want) in enumerate(zip(results, expected, strict=True)):
+    t = spec.shapes[0][1]
+    values = [jnp.asarray(v, dtype) for v in arrays(t)]
+    assert [v.shape for v in values[:-1]] == list(spec.shapes)
+    wanted = expected(t, spec.options.get("reverse", False))
+    tolerance = 4 * float(jnp.finfo(dtype).eps) * math.sqrt(values[0].size)
+    results = with_gradients(f, values, quickly)
+    for i, (got, want) in enumerate(zip(results, wanted, strict=True)):
         assert got.dtype == ("float32" if i == 1 else dtype)
         error = np.abs(np.asarray(got, np.float64) - want).max() / max(1, np.abs(want).max())
         assert error <= tolerance, f"result {i}: {error:.2e} > {tolerance:.2e}"

@@ -27,8 +27,9 @@ def mlstm(query, key, value, i, f, C, n, m, scale, chunk, reverse) -> tuple[Arra
     return jnp.stack(outputs[::-1] if reverse else outputs, axis=1), C, n, m
 
 
-def slstm(gates, w_h, h, c, n, m, reverse, chunk=None) -> tuple[Array, ...]:
-    """h, and h, c, n, m of h_t = sigmoid(o) c_t / n_t"""
+def slstm(gates, w_h, h, c, n, m, reverse, chunk) -> tuple[Array, tuple[Array, ...]]:
+    """h, and (h, c, n, m) of h_t = sigmoid(o) c_t / n_t"""
+    del chunk
     outputs = []
     for t in reversed(range(gates.shape[1])) if reverse else range(gates.shape[1]):
         i, f, z, o = jnp.moveaxis(gates[:, t] + jnp.einsum("bnk,nkgj->bngj", h, w_h), 2, 0)
@@ -39,4 +40,4 @@ def slstm(gates, w_h, h, c, n, m, reverse, chunk=None) -> tuple[Array, ...]:
         n = forget * n + enter
         h = jax.nn.sigmoid(o) * c / n
         outputs.append(h)
-    return jnp.stack(outputs[::-1] if reverse else outputs, axis=1), h, c, n, m
+    return jnp.stack(outputs[::-1] if reverse else outputs, axis=1), (h, c, n, m)
