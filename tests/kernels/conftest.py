@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 
-def value_and_gradients(f: Callable, x, weights):
+def value_and_gradients(f: Callable, x, weights, options):
     """The output and the gradients of a fixed weighting of it, as one compiled program."""
 
     def scalar(x, weights):
@@ -22,14 +22,13 @@ def value_and_gradients(f: Callable, x, weights):
         weighting = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return jnp.sum(y * weighting), y
 
-    (_, y), gradients = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True))(
-        x, weights
-    )
+    both = jax.value_and_grad(scalar, argnums=(0, 1), has_aux=True)
+    (_, y), gradients = jax.jit(both, compiler_options=options)(x, weights)
     return y, *gradients
 
 
 @pytest.fixture(scope="session")
-def stands_every_transform() -> Callable:
+def stands_every_transform(quickly) -> Callable:
     """Checks that f(x, *weights), independent along x's batch of 8, is the same in every way."""
     mesh = jax.make_mesh((8,), ("b",), (AxisType.Auto,))
 
@@ -39,9 +38,9 @@ def stands_every_transform() -> Callable:
 
         specs = (P("b"), *(P() for _ in weights))
         sharded = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=P("b"))
-        want = value_and_gradients(f, x, weights)
+        want = value_and_gradients(f, x, weights, quickly)
         for way in (one_by_one, sharded):
-            got = value_and_gradients(way, x, weights)
+            got = value_and_gradients(way, x, weights, quickly)
             for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
                 assert g.dtype == w.dtype
                 np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5)
