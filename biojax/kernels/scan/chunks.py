@@ -57,17 +57,20 @@ def by_chunks(
         halves = platform() == "cpu" and x.dtype == jnp.bfloat16
         return x.astype(jnp.float32) if halves else x
 
+    dtype: Any = None
+
     @partial(jax.checkpoint, prevent_cse=False)
     def body(state, parts):
+        nonlocal dtype
         parts = (part.astype(x.dtype) for part, x in zip(parts, arrays, strict=True))
         y, state = run(state, *map(in_order, parts))
+        dtype = y.dtype
         return state, widened(in_order(y))
 
     parts = tuple(map(widened, map(split, arrays, fill)))
     state0 = jax.tree.map(lambda part: varying(part, *arrays, *jax.tree.leaves(state0)), state0)
     state, y = lax.scan(body, state0, parts, reverse=reverse)
     y = jnp.moveaxis(y, 0, 1)
-    dtype = jax.eval_shape(lambda *xs: run(state0, *(x[:, :1] for x in xs))[0], *arrays).dtype
     return y.reshape(y.shape[0], count * chunk, *y.shape[3:])[:, :t].astype(dtype), state
 
 

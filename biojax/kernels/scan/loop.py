@@ -20,16 +20,15 @@ def loop(
     widens all of them at every step: 65,536 steps of 8 states took 9 s, and 1 ms so. Gradients do
     not pass through: for the loops of a `custom_vjp`.
     """
+    dtypes: Any = None
 
-    def on_floats(state, parts):
-        return step(state, jax.tree.map(lambda part, x: as_floats(part, x.dtype), parts, inputs))
-
-    def on_bits(state, parts):
-        state, outputs = on_floats(state, parts)
+    def step_in_bits(state, parts):
+        nonlocal dtypes
+        parts = jax.tree.map(lambda part, x: as_floats(part, x.dtype), parts, inputs)
+        state, outputs = step(state, parts)
+        dtypes = jax.tree.map(lambda y: y.dtype, outputs)
         return state, jax.tree.map(as_bits, outputs)
 
-    inputs_in_bits = jax.tree.map(as_bits, inputs)
-    state_out, outputs = lax.scan(on_bits, state, inputs_in_bits, reverse=reverse)
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), inputs_in_bits)
-    _, kinds = jax.eval_shape(on_floats, state, first)
-    return state_out, jax.tree.map(lambda y, kind: as_floats(y, kind.dtype), outputs, kinds)
+    bits = jax.tree.map(as_bits, inputs)
+    state, outputs = lax.scan(step_in_bits, state, bits, reverse=reverse)
+    return state, jax.tree.map(as_floats, outputs, dtypes)

@@ -16,10 +16,11 @@ import numpy as np
 from jax import lax
 
 from biojax.kernels.conv.blocks import varying
+from biojax.kernels.dispatch import accumulator
 from biojax.kernels.scan.chunks import whole_or_by_chunks
 from biojax.kernels.scan.loop import loop
 from biojax.kernels.scan.meshes import split_as_input
-from biojax.kernels.scan.products import before, choose, product
+from biojax.kernels.scan.products import before, choose
 from biojax.typing import Array
 
 __all__ = ["slstm", "step"]
@@ -116,9 +117,9 @@ def _per_head(v: Array, w: Array) -> Array:
 
     Heads go first: as one einsum over (b, n, i), XLA on CPU (jaxlib 0.10.2) refuses bfloat16.
     """
-    *outer, heads, i = v.shape
-    y = product(v.reshape(-1, heads, i).swapaxes(0, 1), w)
-    return y.swapaxes(0, 1).reshape(*outer, heads, -1)
+    v, wide = jnp.moveaxis(v, -2, 0).astype(w.dtype), accumulator(w.dtype)
+    y = jnp.einsum("n...i,nij->n...j", v, w, preferred_element_type=wide)
+    return jnp.moveaxis(y, 0, -2)
 
 
 def _elementwise(pre: Array, c: Array, n: Array, m: Array) -> State:
