@@ -1,5 +1,7 @@
 """Griffin's recurrence: a linear unit whose decay is gated and whose input keeps its size."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -99,32 +101,33 @@ def rg_lru_step(
 def _decay_and_input(x, r, i, a_param, c) -> tuple[Array, Array]:
     """a_t and sqrt(1 - a_t^2) sigmoid(i_t) x_t."""
     x, r, i, a_param = (v.astype(accumulator(x.dtype)) for v in (x, r, i, a_param))
-    log_rate = jnp.log(2.0 * c) + jax.nn.log_sigmoid(r) + _log_softplus(a_param)
-    return jnp.exp(-jnp.exp(log_rate) / 2), _gain(log_rate) * jax.nn.sigmoid(i) * x
+    return jnp.exp(-_rate(r, a_param, c) / 2), _gain(r, a_param, c) * jax.nn.sigmoid(i) * x
 
 
-def _log_softplus(x: Array) -> Array:
-    """log(log(1 + exp(x))), which is x where the sum is 1 to the last bit."""
-    small = x < -40.0
-    return jnp.where(small, x, jnp.log(jax.nn.softplus(jnp.where(small, 0.0, x))))
+def _rate(r: Array, a_param: Array, c: float) -> Array:
+    """-log a_t^2."""
+    return 2 * c * jax.nn.sigmoid(r) * jax.nn.softplus(a_param)
 
 
-@jax.custom_jvp
-def _gain(log_rate: Array) -> Array:
-    """sqrt(1 - a^2) of log(-log a^2).
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _gain(r: Array, a_param: Array, c: float) -> Array:
+    """sqrt(1 - a_t^2).
 
-    Its slope is the gain times rate / (exp(rate) - 1) / 2, and bounded; in the rate itself it
-    would be infinite at 0.
+    Its slope in the rate is infinite at 0. In the rate's logarithm it is bounded, at
+    gain * rate / (exp(rate) - 1) / 2, and so is the logarithm's in r and a_param.
     """
-    gain = jnp.sqrt(-jnp.expm1(-jnp.exp(log_rate)))
-    return jnp.where(log_rate < -40.0, jnp.exp(log_rate / 2), gain)
+    return jnp.sqrt(-jnp.expm1(-_rate(r, a_param, c)))
 
 
 @_gain.defjvp
-def _gain_jvp(primals, tangents):
-    (log_rate,), (tangent,) = primals, tangents
-    gain = _gain(log_rate)
-    rate = jnp.clip(jnp.exp(log_rate), 1e-30, 80.0)
+def _gain_jvp(c, primals, tangents):
+    r, a_param = primals
+    gain = _gain(r, a_param, c)
+    rate = jnp.clip(_rate(r, a_param, c), 1e-30, 80.0)
+    small = a_param < -40.0  # softplus is its own slope there
+    safe = jnp.where(small, 0.0, a_param)
+    relative = jnp.where(small, 1.0, jax.nn.sigmoid(safe) / jax.nn.softplus(safe))
+    tangent = jax.nn.sigmoid(-r) * tangents[0] + relative * tangents[1]
     return gain, tangent * gain * rate / jnp.expm1(rate) / 2
 
 
