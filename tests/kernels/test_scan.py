@@ -182,7 +182,9 @@ def test_memory_is_that_of_inputs_and_outputs_and_a_chunk(implementation):
     f = functools.partial(linear_scan, implementation=implementation)
 
     def temporary(f, *args):
-        return jax.jit(f).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        analysis = jax.jit(f).lower(*args).compile().memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     def gradient(a, b, h0, cotangents):
         return jax.vjp(f, a, b, h0)[1](cotangents)

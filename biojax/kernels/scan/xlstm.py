@@ -7,7 +7,7 @@ import jax
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import select
 from biojax.kernels.scan import chunked_mlstm, sequential_slstm
-from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
+from biojax.kernels.scan.checks import check_chunk, check_dtypes, chunk_of_products, initial_state
 from biojax.typing import Array
 
 __all__ = ["mlstm", "mlstm_step", "slstm", "slstm_step"]
@@ -25,7 +25,7 @@ def mlstm(
     *,
     state0: MatrixState | None = None,
     scale: float | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     reverse: bool = False,
     implementation: str | None = None,
 ) -> tuple[Array, MatrixState]:
@@ -48,7 +48,8 @@ def mlstm(
       f: forget gate before its sigmoid, (b, t, n).
       state0: C (b, n, k, v), n (b, n, k) and m (b, n) before the first step; zeros if None.
       scale: of the keys; 1 / sqrt(k) if None.
-      chunk: steps that are computed at once, and of which gradients keep one state.
+      chunk: steps that are computed at once, and of which gradients keep one state; 16 on CPU and
+        64 elsewhere if None.
       reverse: run from the last step to the first.
       implementation: "chunked" (matrix products within chunks, and a scan over their states),
         "parallel" (all steps in one chunk), "sequential" (step by step), or None to choose.
@@ -78,7 +79,7 @@ def mlstm(
     """
     where = "mlstm"
     _check_mlstm(where, 2, query, key, value, i, f)
-    check_chunk(where, chunk)
+    chunk = chunk_of_products(where, chunk)
     state0 = _initial_mlstm(where, "state0", state0, query, value)
     scale = math.sqrt(1 / query.shape[-1]) if scale is None else scale
     implementations = {
@@ -87,8 +88,8 @@ def mlstm(
         "sequential": chunked_mlstm.sequential,
     }
 
-    def rule() -> tuple[str, str]:  # on CPU from 4 steps to 1024, and by far with gradients
-        return "chunked", "matrix products, the faster for any number of steps"
+    def rule() -> tuple[str, str]:
+        return "chunked", "matrix products, by far the faster with gradients"
 
     run = select(where, implementations, implementation, rule)
     h, C, n, m = run(query, key, value, i, f, *state0, scale, chunk, reverse)
