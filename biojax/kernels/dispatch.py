@@ -163,3 +163,9 @@ def platform() -> str:
 def accumulator(dtype: Dtype) -> jnp.dtype:
     """The dtype to add up in: at least float32 (complex64 for complex input)."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def as_gradient_of(x: Array, gradient: Array) -> Array:
+    """In x's dtype; its real part, where x is real and what it was multiplied with is complex."""
+    real = jnp.isrealobj(x) and jnp.iscomplexobj(gradient)
+    return (gradient.real if real else gradient).astype(x.dtype)

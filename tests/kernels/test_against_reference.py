@@ -60,7 +60,7 @@ IMPLEMENTATIONS = {
     "group_norm": ["fused"],
     "layer_norm": ["fused"],
     "batch_norm": ["fused"],
-    "linear_scan": ["sequential", "associative"],
+    "linear_scan": ["sequential", "associative", "chunked"],
     "selective_scan": ["sequential", "associative"],
     "rnn": ["sequential"],
     "lstm": ["sequential"],

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from biojax.errors import ConfigError, ShapeError
+from biojax.errors import ConfigError, ShapeError, UnsupportedError
 from biojax.kernels import gru, linear_scan, lstm, rnn
 from biojax.kernels.scan import chunked, sequential
 
 both = pytest.mark.parametrize("implementation", ["sequential", "associative"])
+each = pytest.mark.parametrize("implementation", ["sequential", "associative", "chunked"])
 
 # One compiled program for each shape, implementation and direction.
 scan = jax.jit(linear_scan, static_argnames=["axis", "reverse", "implementation"])
@@ -135,6 +136,43 @@ def test_linear_scan_against_finite_differences(implementation, reverse):
     check_grads(jax.jit(f), (a, b, h0), order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
+@each
+@pytest.mark.parametrize("real", [False, True])
+def test_complex_gradients(implementation, real):
+    """Against a loop in JAX, whose gradients are JAX's own; a real decay has a real one."""
+    b = normal(0, 1, 4, 2) + 1j * normal(1, 1, 4, 2)
+    a, h0 = normal(2, 1, 4, 2), normal(3, 1, 2) + 0j
+    a = a if real else a + 1j * normal(4, 1, 4, 2)
+
+    def total(scan, *given):
+        h, last = scan(*given)
+        return jnp.sum(jnp.abs(h) ** 2 * jnp.arange(8).reshape(h.shape)) + jnp.sum(last).imag
+
+    def loop(a, b, h):
+        states = [h := a[:, t] * h + b[:, t] for t in range(4)]
+        return jnp.stack(states, axis=1), h
+
+    ours = functools.partial(linear_scan, implementation=implementation)
+    gradients = [
+        jax.jit(jax.grad(functools.partial(total, each), argnums=(0, 1, 2)))(a, b, h0)
+        for each in (ours, loop)
+    ]
+    for got, expected in zip(*gradients, strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives():
+    x = jnp.full((1, 3, 1), 0.5)
+    second = jax.grad(lambda a: jax.grad(lambda a: linear_scan(a, x)[0].sum())(a).sum())
+    # h_1 + h_2 + h_3 = 3/2 + a_2 + a_3 (1 + a_2) / 2, and a_1 meets zeros.
+    np.testing.assert_allclose(second(x).ravel(), [0.0, 0.5, 0.5], rtol=1e-6)
+    with pytest.raises(UnsupportedError, match="derivative of a gradient in bfloat16"):
+        jax.grad(lambda a: jax.grad(lambda a: linear_scan(a, x.astype(a.dtype))[0].sum())(a).sum())(
+            x.astype(jnp.bfloat16)
+        )
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_long_sums_do_not_stall(dtype):
     ones = jnp.ones((1, 4096, 1), dtype)
@@ -151,9 +189,6 @@ def test_states_are_rounded_once(implementation):
     expected = by_loop(np.asarray(a, np.float64), np.asarray(b, np.float64), 0.0)
     np.testing.assert_allclose(np.asarray(h, np.float64), expected, rtol=2**-8 + 1e-5)
     np.testing.assert_array_equal(last, h[:, -1])
-
-
-each = pytest.mark.parametrize("implementation", ["sequential", "associative", "chunked"])
 
 
 @each

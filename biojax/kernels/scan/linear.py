@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from biojax.errors import ShapeError, UnsupportedError
 from biojax.kernels.conv.blocks import varying
-from biojax.kernels.dispatch import platform, select
+from biojax.kernels.dispatch import as_gradient_of, platform, select
 from biojax.kernels.scan import associative, chunked, sequential, sharded
 from biojax.kernels.scan.checks import initial_state
 from biojax.kernels.scan.meshes import split_as_input
@@ -47,11 +47,13 @@ def linear_scan(
 
     Raises:
       ShapeError: a does not broadcast to b, or h0 has the wrong shape or too wide a dtype.
-      UnsupportedError: the named implementation cannot run here: "pallas" wants a TPU, and floats
-        of 16 or 32 bits.
+      UnsupportedError: the named implementation cannot run here: "pallas" wants a TPU, and float32
+        or bfloat16.
 
     The carry is held in at least float32. Time and memory are linear in t; "chunked" is for long
-    sequences on an accelerator whose memory "associative", chosen there, would exceed.
+    sequences on an accelerator whose memory "associative", chosen there, would exceed. Gradients
+    are in reverse mode. Over devices each part is scanned twice: for what it does to the state
+    before it, and from that state.
     Source: Martin and Cundy, "Parallelizing linear recurrent neural nets over sequence length",
     ICLR 2018, section 2.
 
@@ -88,7 +90,7 @@ def linear_scan(
         )
     h0 = initial_state(where, "h0", h0, b.shape[:axis] + b.shape[axis + 1 :], b.dtype)
     implementations = _IMPLEMENTATIONS if axis_name is None else _over_devices(axis_name)
-    run = select(where, implementations, implementation, lambda: _rule(b))
+    run = select(where, implementations, implementation, _rule)
 
     def scan(b: Array, a: Array, h0: Array) -> tuple[Array, Array]:
         h, h_last = run(jnp.moveaxis(a, axis, 0), jnp.moveaxis(b, axis, 0), h0, reverse)
@@ -97,7 +99,7 @@ def linear_scan(
     return split_as_input(scan, axis)(b, a.reshape(a_shape), h0)
 
 
-def _rule(b: Array) -> tuple[str, str]:
+def _rule() -> tuple[str, str]:
     if platform() == "cpu":
         return "sequential", "on CPU one pass over memory is the least work"
     return "associative", f"log(t) parallel steps on {platform()}"
@@ -125,7 +127,7 @@ def _differentiable(implementation: Callable, back: Callable | None = None) -> C
         dh, dlast = cotangents
         db, dh0 = pull(a, dh, dlast, reverse)
         da = _sum_to(db * before(h, h0, reverse), a.shape)
-        return da.astype(a.dtype), db, dh0.astype(h0.dtype)
+        return as_gradient_of(a, da), db, as_gradient_of(h0, dh0)
 
     scan.defvjp(forward, backward)
 
@@ -169,8 +171,8 @@ _PLAIN = {
     "chunked": chunked.linear_scan,
     "pallas": _pallas,
 }
-_IMPLEMENTATIONS = {name: _differentiable(run) for name, run in _PLAIN.items()}
-_IMPLEMENTATIONS["sequential"] = _differentiable(sequential.linear_scan, sequential.back)
+_BACK = {"sequential": sequential.back}
+_IMPLEMENTATIONS = {name: _differentiable(run, _BACK.get(name)) for name, run in _PLAIN.items()}
 
 
 def _over_devices(axis_name: str) -> dict[str, Callable]:

@@ -26,7 +26,7 @@ UNROLL = 8
 
 
 def linear_scan(a: Array, b: Array, h0: Array, reverse: bool) -> tuple[Array, Array]:
-    """Time first: a is (t or 1, ...), b (t, ...). Floats of 16 or 32 bits."""
+    """Time first: a is (t or 1, ...), b (t, ...). Of float32 or bfloat16."""
     if b.dtype not in (jnp.float32, jnp.bfloat16):
         raise UnsupportedError(
             "linear_scan",
