@@ -36,11 +36,14 @@ class Growth(NamedTuple):
 
 
 def grow(records: Sequence[Record]) -> list[Growth]:
-    """Group records that differ in length alone; those of a single length are left out."""
+    """Group records of the suite "lengths" that differ in length alone, which their specs name.
+
+    Those of a single length are left out.
+    """
     groups: dict[tuple[str, ...], dict[int, Record]] = {}
     for r in records:
         name = (r.target, r.mode, r.dtype, r.requested or "")
-        groups.setdefault(name, {})[r.voxel_count] = r
+        groups.setdefault(name, {})[int(r.spec.removeprefix("t"))] = r
     return [_grow(by_length) for by_length in groups.values() if len(by_length) > 1]
 
 
@@ -77,7 +80,7 @@ def table_of_growth(growths: Sequence[Growth]) -> str:
         )
         for growth in growths
     ]
-    return "\n".join(markdown(("what", "lengths", "slope of time", "slope of memory"), rows))
+    return "\n".join(markdown(("what", "steps", "slope of time", "slope of memory"), rows))
 
 
 def draw_growth(growths: Sequence[Growth], path: Path) -> None:
@@ -100,7 +103,7 @@ def draw_growth(growths: Sequence[Growth], path: Path) -> None:
         look["label"] = f"{growth.name}: {slope}"
         times.plot([], [], **look)
     for panel, label in ((times, "time (ms)"), (memory, "memory (MiB)")):
-        panel.set(xscale="log", yscale="log", xlabel="length", ylabel=label)
+        panel.set(xscale="log", yscale="log", xlabel="steps", ylabel=label)
         panel.grid(which="both", alpha=0.2)
         if panel.lines:
             x, y = np.array(panel.get_xlim()), panel.get_ylim()

@@ -22,7 +22,7 @@ def length_cases(implementations: Iterable[str | None] = (None,)) -> list[Case]:
 
 def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
     """By kernel, those of its arrays for t steps."""
-    inputs, ports = (1, t, 64), (1, t, 16)
+    inputs, ports, heads, gate = (1, t, 64), (1, t, 16), (1, t, 4, 16), (1, t, 4)
 
     def cell(gates: int) -> tuple[tuple[int, ...], ...]:
         return (4, t, 64), (64, gates * 64), (64, gates * 64), (gates * 64,), (4, 64)
@@ -30,6 +30,10 @@ def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
     return {
         "linear_scan": (inputs, inputs, (1, 64)),
         "selective_scan": (inputs, inputs, (64, 16), ports, ports),
+        "ssd": (heads, gate, (4,), (1, t, 1, 16), (1, t, 1, 16)),
+        "rg_lru": (inputs, inputs, inputs, (64,)),
+        "mlstm": (heads, heads, heads, gate, gate),
+        "slstm": ((1, t, 4, 4, 16), (4, 16, 4, 16)),
         "rnn": cell(1),
         "lstm": (*cell(4), (4, 64)),
         "gru": cell(3),

@@ -36,7 +36,7 @@ def test_lengths_have_slopes(tmp_path, monkeypatch, capsys):
     line = ["bench", "lengths", "--filter", "rnn/*forward", "--seconds", "0.01"]
     assert main([*line, "--out", str(tmp_path)]) == 0
     (row,) = (tmp_path / "growth.md").read_text().splitlines()[2:]
-    assert row.startswith("| rnn forward, sequential | 32 - 64 |")
+    assert row.startswith("| rnn forward, sequential | 8 - 16 |")
     assert row in capsys.readouterr().out
     assert (tmp_path / "growth.png").exists()
 
