@@ -73,6 +73,14 @@ def _is_unet_step(result: Result) -> bool:
     return result.name.startswith("unet/") and result.mode == "train"
 
 
+def _is(*cases: str) -> Callable[[Result], bool]:
+    return lambda result: result.name in cases
+
+
+_CELLS = _is("lstm/t256_c64_to_256", "gru/t256_c64_to_256")
+_LINEAR = _is(*(f"linear_scan/t{t}_c512" for t in (256, 4096, 65536)))
+_SELECTIVE = _is("selective_scan/t4096_c256_n16")
+
 AIMS = (
     Aim("XLA / biojax, each case", min, 0.95, _ratio("xla", _any)),
     Aim("XLA / biojax, mean of 3-D convolutions", geometric_mean, 2.5, _ratio("xla", _is_conv_3d)),
@@ -87,6 +95,9 @@ AIMS = (
     Aim("PyTorch / biojax, mean of all", geometric_mean, 1.0, _ratio("torch", _any)),
     Aim("PyTorch / biojax, mean of convolutions", geometric_mean, 1.0, _ratio("torch", _is_conv)),
     Aim("PyTorch / biojax, the U-Net's step", min, 1.0, _ratio("torch", _is_unet_step)),
+    Aim("PyTorch / biojax, LSTM and GRU, 64 to 256", min, 1.0, _ratio("torch", _CELLS)),
+    Aim("PyTorch / biojax, 4096 selective steps", min, 5.0, _ratio("torch", _SELECTIVE)),
+    Aim("XLA / biojax, linear scan of 512 states", min, 1.0, _ratio("xla", _LINEAR)),
     Aim("seconds to compile a kernel", max, 5.0, _compile(_is_kernel)),
     Aim("seconds to compile the U-Net's step", max, 40.0, _compile(_is_unet_step)),
 )
