@@ -12,8 +12,9 @@ from biojax.typing import Array, Dtype
 
 __all__ = ["GriffinBlock"]
 
-# The power to which the recurrence gate raises the decays.
-C = 8.0
+# The power to which the recurrence gate raises the decays: how these start depends on it, so that
+# the kernel is told, whatever its default.
+_EXPONENT = 8.0
 
 
 class GriffinBlock(nn.Module):
@@ -79,11 +80,11 @@ class GriffinBlock(nn.Module):
         r = BlockDense(self.num_heads, name="recurrence_gate", **kind)(u)
         i = BlockDense(self.num_heads, name="input_gate", **kind)(u)
         a = self.param("a_param", _decays, (f,), self.param_dtype)
-        h, _ = rg_lru(u, r, i, a, c=C, reverse=self.reverse)
+        h, _ = rg_lru(u, r, i, a, c=_EXPONENT, reverse=self.reverse)
         return nn.Dense(c, name="out", **kind)(gate * h)
 
 
 def _decays(key, shape, dtype) -> Array:
-    """With an open gate, exp(-C softplus) makes of them decays uniform between 0.9 and 0.999."""
+    """With an open gate, exp(-8 softplus) makes of them decays uniform between 0.9 and 0.999."""
     decays = jax.random.uniform(key, shape, minval=0.9, maxval=0.999)
-    return jnp.log(jnp.expm1(-jnp.log(decays) / C)).astype(dtype)
+    return jnp.log(jnp.expm1(-jnp.log(decays) / _EXPONENT)).astype(dtype)
