@@ -80,6 +80,24 @@ def test_counts(in_channels, out_channels, count):
     assert count_parameters(model, (1, 32, 32, 32, in_channels)) == count
 
 
+@pytest.mark.parametrize(
+    ("spatial_dims", "expected"), [(1, ("x", "-x", "x")), (2, ("yx", "-yx", "xy"))]
+)
+def test_images_of_fewer_axes_are_walked_from_slice_to_slice_too(
+    monkeypatch, spatial_dims, expected
+):
+    walked = []
+
+    def block(orders, *args, **options):
+        walked.append(orders)
+        return MambaBlock(orders, *args, **options)
+
+    monkeypatch.setattr("biojax.models.segmamba.MambaBlock", block)
+    model = SegMamba(2, spatial_dims, **SMALL)
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *(4,) * spatial_dims, 1)))
+    assert set(walked) == {expected}
+
+
 def test_what_is_refused():
     model = SegMamba(2, features=(2, 3), num_blocks=(1,))
     with pytest.raises(ConfigError, match="num_blocks for 1 stages and features for 2"):

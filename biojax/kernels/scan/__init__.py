@@ -1,4 +1,16 @@
-"""Recurrences along a sequence, and along the voxels of a volume."""
+"""Recurrences along a sequence, and along the voxels of a volume.
+
+The usual sets of orders for `scan_volume`:
+
+| orders | walk | as in |
+| --- | --- | --- |
+| `raster_orders(n)` | every raster order of n axes, forward and backward | |
+| `cross_scan_orders(n)` | each axis once the fastest, forward and backward | VMamba |
+| `TRI_ORIENTATED` | forward, backward, and from slice to slice | SegMamba |
+| `THREE_PLANES` | axial, then coronal, then sagittal slices | SegMamba-V2 |
+
+Both papers call theirs tri-orientated.
+"""
 
 from biojax.kernels.scan.cells import gru, lstm, rnn
 from biojax.kernels.scan.convolutional import conv_gru, conv_lstm
