@@ -55,7 +55,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "vil_b": ViL,
     "vil_s": ViL,
     "vil_t": ViL,
-    "vision_mamba": VisionMamba,
+    "vision_mamba": VisionMamba,  # vision_mamba_t by the name of the family
     "vision_mamba_b": VisionMamba,
     "vision_mamba_s": VisionMamba,
     "vision_mamba_t": VisionMamba,

@@ -10,7 +10,7 @@ that layer norms add 1e-6 to the variance, there 1e-5. Six stages, 3-D, patches 
 | umamba_bot | the last stage | 42,120,394 | 42,118,850 |
 | umamba_enc | every stage | 42,750,922 | 42,749,378 |
 
-The counts are the sums of the layers in that code.
+The counts are the sums of the layers in that code; neither it nor the paper states one.
 """
 
 import flax.linen as nn
@@ -95,7 +95,7 @@ class UMamba(UNet):
     ) -> Array:
         """The blocks of stage i, the first of which changes channels and size."""
         for j in range(self.num_convs if several else 1):
-            x = ResidualBlock(
+            x = BasicBlock(
                 self.features[i],
                 self.stage_kernels[i],
                 stride if j == 0 else 1,
@@ -108,7 +108,7 @@ class UMamba(UNet):
         return x
 
 
-class ResidualBlock(nn.Module):
+class BasicBlock(nn.Module):
     """y = leaky_relu(norm(conv(block(x))) + shortcut(x)).
 
     Args:

@@ -9,6 +9,8 @@ https://github.com/hustvl/Vim. For 224 x 224 pixels, 3 -> 1000 classes:
 | vision_mamba_t | 192 | 7,148,008 | 7M |
 | vision_mamba_s | 384 | 25,796,584 | 26M |
 | vision_mamba_b | 768 | 97,598,440 | 98M |
+
+`vision_mamba` is the smallest by the name of the family, as a start for networks of other sizes.
 """
 
 import flax.linen as nn
@@ -22,7 +24,7 @@ from biojax.typing import Array, Dtype, IntOrTuple
 
 __all__ = ["VisionMamba"]
 
-EPSILON = 1e-5  # of the norms
+_EPSILON = 1e-5  # of the norms
 
 
 class VisionMamba(nn.Module):
@@ -71,11 +73,11 @@ class VisionMamba(nn.Module):
         for i in range(self.num_layers):
             rate = self.drop_path_rate * i / max(1, self.num_layers - 1)
             drop = nn.Dropout(rate, (1, 2), deterministic=not train)
-            y = nn.RMSNorm(EPSILON, name=f"norm{i}", **kind)(x)
+            y = nn.RMSNorm(_EPSILON, name=f"norm{i}", **kind)(x)
             mamba = MambaBlock(("x", "-x"), state_size=self.state_size, name=f"mamba{i}", **kind)
             x = checkpoint_name(x + drop(mamba(y)), "block")
             self.sow("intermediates", f"tokens{i}", jnp.delete(x, middle, axis=1))
-        x = nn.RMSNorm(EPSILON, name="norm", **kind)(x)
+        x = nn.RMSNorm(_EPSILON, name="norm", **kind)(x)
         if self.num_classes is None:
             return jnp.delete(x, middle, axis=1)
         y = nn.Dense(self.num_classes, name="head", **kind)(x[:, middle])
