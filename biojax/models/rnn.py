@@ -5,12 +5,14 @@ neural networks", 1997; Cho et al., "Learning phrase representations using RNN e
 EMNLP 2014, section 2.2.
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image
-from biojax.modules import PatchEmbed, make_recurrent
+from biojax.modules import PatchEmbed, StackedRNN, make_recurrent
 from biojax.typing import Array, Dtype, IntOrTuple
 
 __all__ = ["RNNClassifier", "RNNEncoderDecoder"]
@@ -49,19 +51,20 @@ class RNNClassifier(nn.Module):
         return per_axis("rnn_classifier", "patch_size", self.patch_size, self.spatial_dims)
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """(b, *spatial, c) to (b, num_classes)."""
+    def __call__(self, x: Array, train: bool = False, *, lengths: Array | None = None) -> Array:
+        """(b, *spatial, c) to (b, num_classes); `lengths`, (b,), says how many patches count."""
         check_image("rnn_classifier", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         drop = nn.Dropout(self.dropout_rate, deterministic=not train)
         x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
-        last = x[:, 0]
-        for i in range(self.num_layers):
-            layer = make_recurrent(
-                self.cell, self.features, bidirectional=self.bidirectional, name=f"layer{i}", **kind
-            )
-            x, last = layer(drop(x) if i else x)
-            self.sow("intermediates", f"states{i}", x)
+        make = partial(
+            make_recurrent, self.cell, self.features, bidirectional=self.bidirectional, **kind
+        )
+        layers = [make(name=f"layer{i}") for i in range(self.num_layers)]
+        results = StackedRNN(layers, self.dropout_rate).each(x, lengths=lengths, train=train)
+        for i, (h, _) in enumerate(results):
+            self.sow("intermediates", f"states{i}", h)
+        _, last = results[-1]
         y = nn.Dense(self.num_classes, name="head", **kind)(drop(last))
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
@@ -105,21 +108,19 @@ class RNNEncoderDecoder(nn.Module):
         return per_axis("rnn_encoder_decoder", "patch_size", self.patch_size, self.spatial_dims)
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """(b, *spatial, c) to (b, num_steps, num_classes)."""
+    def __call__(self, x: Array, train: bool = False, *, lengths: Array | None = None) -> Array:
+        """(b, *spatial, c) to (b, num_steps, num_classes).
+
+        Of the input as many patches count as `lengths`, (b,), says; all steps are written.
+        """
         check_image("rnn_encoder_decoder", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
-        context = x[:, 0]
-        for i in range(self.num_layers):
-            layer = make_recurrent(
-                self.cell,
-                self.features,
-                bidirectional=self.bidirectional,
-                name=f"encoder{i}",
-                **kind,
-            )
-            x, context = layer(x)
+        make = partial(
+            make_recurrent, self.cell, self.features, bidirectional=self.bidirectional, **kind
+        )
+        layers = [make(name=f"encoder{i}") for i in range(self.num_layers)]
+        _, context = StackedRNN(layers)(x, lengths=lengths)
         self.sow("intermediates", "context", context)
         h0 = jnp.tanh(nn.Dense(self.features, name="initial", **kind)(context))
         steps = self.num_steps or x.shape[1]

@@ -9,6 +9,7 @@ long short-term memory neural networks", Sensors 20, 2020.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from biojax.errors import ConfigError
 from biojax.models.checks import check_image
 from biojax.models.resnet3d import ResNet3D
-from biojax.modules import make_recurrent
+from biojax.modules import StackedRNN, make_recurrent
 from biojax.typing import Array, Dtype
 
 __all__ = ["SliceRNN"]
@@ -68,8 +69,14 @@ class SliceRNN(nn.Module):
         return (1,) * self.spatial_dims
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, Array]:
-        """(b, d, *spatial, c) to (b, num_classes), (b, d, slice_classes), or a pair of both."""
+    def __call__(
+        self, x: Array, train: bool = False, *, lengths: Array | None = None
+    ) -> Array | tuple[Array, Array]:
+        """(b, d, *spatial, c) to (b, num_classes), (b, d, slice_classes), or a pair of both.
+
+        `lengths`, (b,), says how many slices of each volume count, from the first on; logits of
+        the others mean nothing.
+        """
         self._check()
         check_image("slice_rnn", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -87,13 +94,15 @@ class SliceRNN(nn.Module):
         b, d = x.shape[:2]
         h = encoder(x.reshape(b * d, *x.shape[2:]), train).reshape(b, d, self.features)
         self.sow("intermediates", "slices", h)
-        last = h[:, 0]
-        for i in range(self.num_layers):
-            layer = make_recurrent(
-                self.cell, self.features, bidirectional=self.bidirectional, name=f"layer{i}", **kind
-            )
-            h, last = layer(drop(h))
-            self.sow("intermediates", f"states{i}", h)
+        make = partial(
+            make_recurrent, self.cell, self.features, bidirectional=self.bidirectional, **kind
+        )
+        layers = [make(name=f"layer{i}") for i in range(self.num_layers)]
+        stack = StackedRNN(layers, self.dropout_rate)
+        results = stack.each(drop(h), lengths=lengths, train=train)
+        for i, (states, _) in enumerate(results):
+            self.sow("intermediates", f"states{i}", states)
+        h, last = results[-1]
         logits = []
         for name, classes, of in (
             ("head", self.num_classes, last),

@@ -9,7 +9,7 @@ from biojax.modules.griffin import GriffinBlock
 from biojax.modules.hierarchical import HierarchicalRNN
 from biojax.modules.norm import make_norm
 from biojax.modules.positions import LearnedPositions
-from biojax.modules.recurrent import GRU, LSTM, RNN, BiRNN, make_recurrent
+from biojax.modules.recurrent import GRU, LSTM, RNN, BiRNN, StackedRNN, make_recurrent
 from biojax.modules.ssm import Mamba2Block, MambaBlock, SelectiveSSM, VSSBlock
 from biojax.modules.xlstm import ViLBlock
 
@@ -32,6 +32,7 @@ __all__ = [
     "MultiHeadAttention",
     "PatchEmbed",
     "SelectiveSSM",
+    "StackedRNN",
     "TransformerBlock",
     "VSSBlock",
     "ViLBlock",

@@ -1,6 +1,13 @@
-"""Recurrent layers over sequences (b, t, c)."""
+"""Recurrent layers over sequences (b, t, c).
 
-from collections.abc import Callable
+All are called alike: `h, h_last = layer(x)`, and `h, state = layer.run(x, *state)` from a whole
+state to a whole state, so that in one direction a sequence may come in pieces. In ragged batches
+`lengths`, (b,), says how many steps of each sequence count, from the first on; the others give
+zeros.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,10 +15,12 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from biojax import kernels
-from biojax.errors import ConfigError, nearest
+from biojax.errors import ConfigError, ShapeError, nearest
 from biojax.typing import Array, Dtype
 
-__all__ = ["GRU", "LSTM", "RNN", "BiRNN", "make_recurrent"]
+__all__ = ["GRU", "LSTM", "RNN", "BiRNN", "StackedRNN", "make_recurrent"]
+
+State = tuple[Any, ...]  # arrays, or the states of a layer's parts
 
 
 class RNN(nn.Module):
@@ -20,7 +29,8 @@ class RNN(nn.Module):
     Args:
       features: size of the state f.
       activation: "tanh" or "relu".
-      reverse: run from the last step to the first.
+      reverse: run from the last step to the first; with lengths, from the last that counts.
+      chunk: steps whose states and gates are kept together for gradients; all if None.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -28,14 +38,35 @@ class RNN(nn.Module):
     features: int
     activation: str = "tanh"
     reverse: bool = False
+    chunk: int | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array, h0: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, h0: Array | None = None, *, lengths: Array | None = None
+    ) -> tuple[Array, Array]:
         """(b, t, c) to every state (b, t, f) and the last in the order run (b, f)."""
-        x, w_x, w_h, bias, h0 = _parameters(self, 1, x, h0)
-        return kernels.rnn(x, w_x, w_h, bias, h0, activation=self.activation, reverse=self.reverse)
+        h, (h_last,) = self.run(x, h0, lengths=lengths)
+        return h, h_last
+
+    @nn.compact
+    def run(
+        self, x: Array, h0: Array | None = None, *, lengths: Array | None = None
+    ) -> tuple[Array, tuple[Array]]:
+        """The same from a whole state to a whole state: h, (h_last,)."""
+        x, w_x, w_h, bias, h0 = _parameters(self, 1, x, (h0,))
+        h, h_last = kernels.rnn(
+            x,
+            w_x,
+            w_h,
+            bias,
+            h0,
+            activation=self.activation,
+            lengths=lengths,
+            reverse=self.reverse,
+            chunk=self.chunk,
+        )
+        return h, (h_last,)
 
 
 class LSTM(nn.Module):
@@ -44,7 +75,8 @@ class LSTM(nn.Module):
     Args:
       features: size of the state f.
       forget_bias: what the forget gate's bias starts from; 1 keeps memory at first.
-      reverse: run from the last step to the first.
+      reverse: run from the last step to the first; with lengths, from the last that counts.
+      chunk: steps whose states and gates are kept together for gradients; all if None.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -55,20 +87,36 @@ class LSTM(nn.Module):
     features: int
     forget_bias: float = 1.0
     reverse: bool = False
+    chunk: int | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array, h0: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, h0: Array | None = None, *, lengths: Array | None = None
+    ) -> tuple[Array, Array]:
         """(b, t, c) to every state (b, t, f) and the last in the order run (b, f)."""
+        h, (h_last, _) = self.run(x, h0, lengths=lengths)
+        return h, h_last
+
+    @nn.compact
+    def run(
+        self,
+        x: Array,
+        h0: Array | None = None,
+        c0: Array | None = None,
+        *,
+        lengths: Array | None = None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """The same from a whole state to a whole state: h, (h_last, c_last)."""
         f = self.features
 
         def bias_init(key, shape, dtype):
             return jnp.zeros(shape, dtype).at[f : 2 * f].set(self.forget_bias)
 
-        x, w_x, w_h, bias, h0 = _parameters(self, 4, x, h0, bias_init)
-        h, (h_last, _) = kernels.lstm(x, w_x, w_h, bias, h0, reverse=self.reverse)
-        return h, h_last
+        x, w_x, w_h, bias, h0, c0 = _parameters(self, 4, x, (h0, c0), bias_init)
+        return kernels.lstm(
+            x, w_x, w_h, bias, h0, c0, lengths=lengths, reverse=self.reverse, chunk=self.chunk
+        )
 
 
 class GRU(nn.Module):
@@ -77,7 +125,8 @@ class GRU(nn.Module):
     Args:
       features: size of the state f.
       reset: "after" or "before" the product with the state's weights.
-      reverse: run from the last step to the first.
+      reverse: run from the last step to the first; with lengths, from the last that counts.
+      chunk: steps whose states and gates are kept together for gradients; all if None.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -85,17 +134,27 @@ class GRU(nn.Module):
     features: int
     reset: str = "after"
     reverse: bool = False
+    chunk: int | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: Array, h0: Array | None = None) -> tuple[Array, Array]:
+    def __call__(
+        self, x: Array, h0: Array | None = None, *, lengths: Array | None = None
+    ) -> tuple[Array, Array]:
         """(b, t, c) to every state (b, t, f) and the last in the order run (b, f)."""
+        h, (h_last,) = self.run(x, h0, lengths=lengths)
+        return h, h_last
+
+    @nn.compact
+    def run(
+        self, x: Array, h0: Array | None = None, *, lengths: Array | None = None
+    ) -> tuple[Array, tuple[Array]]:
+        """The same from a whole state to a whole state: h, (h_last,)."""
         bias_n = self.param(
             "bias_n", nn.initializers.zeros_init(), (self.features,), self.param_dtype
         )
-        x, w_x, w_h, bias, h0 = _parameters(self, 3, x, h0)
-        return kernels.gru(
+        x, w_x, w_h, bias, h0 = _parameters(self, 3, x, (h0,))
+        h, h_last = kernels.gru(
             x,
             w_x,
             w_h,
@@ -103,8 +162,11 @@ class GRU(nn.Module):
             h0,
             bias_n=bias_n.astype(x.dtype),
             reset=self.reset,
+            lengths=lengths,
             reverse=self.reverse,
+            chunk=self.chunk,
         )
+        return h, (h_last,)
 
 
 class BiRNN(nn.Module):
@@ -121,11 +183,81 @@ class BiRNN(nn.Module):
     forward: nn.Module
     backward: nn.Module
 
-    def __call__(self, x: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array, *, lengths: Array | None = None) -> tuple[Array, Array]:
         """(b, t, c) to every state (b, t, 2 f) and the two last states (b, 2 f)."""
-        h, h_last = self.forward(x)
-        g, g_last = self.backward(x)
+        h, h_last = _call(self.forward, x, lengths)
+        g, g_last = _call(self.backward, x, lengths)
         return jnp.concatenate([h, g], axis=-1), jnp.concatenate([h_last, g_last], axis=-1)
+
+    def run(
+        self, x: Array, forward0: State = (), backward0: State = (), *, lengths: Array | None = None
+    ) -> tuple[Array, tuple[State, State]]:
+        """The same from whole states to whole states; the backward one begins at the last step."""
+        h, state = self.forward.run(x, *forward0, lengths=lengths)
+        g, last = self.backward.run(x, *backward0, lengths=lengths)
+        return jnp.concatenate([h, g], axis=-1), (state, last)
+
+
+class StackedRNN(nn.Module):
+    """Recurrent layers one on the other: the states of each are the steps of the next.
+
+    Args:
+      layers: recurrent layers, in one or in both directions, the first one's first.
+      dropout_rate: between layers, while training.
+
+    Raises:
+      ConfigError: no layers.
+      ShapeError: states for more or fewer layers.
+
+    >>> from functools import partial
+    >>> model = StackedRNN([RNN(4), LSTM(5)])
+    >>> init = partial(model.init_with_output, method="run")
+    >>> (h, states), _ = jax.eval_shape(init, jax.random.key(0), jnp.ones((2, 6, 3)))
+    >>> h.shape, jax.tree.map(jnp.shape, states)
+    ((2, 6, 5), (((2, 4),), ((2, 5), (2, 5))))
+    """
+
+    layers: Sequence[nn.Module]
+    dropout_rate: float = 0.0
+
+    def setup(self):
+        if not self.layers:
+            raise ConfigError("StackedRNN", "no layers", "one layer or more", "Give layers")
+        self.drop = nn.Dropout(self.dropout_rate)
+
+    def __call__(
+        self, x: Array, *, lengths: Array | None = None, train: bool = False
+    ) -> tuple[Array, Array]:
+        """(b, t, c) to every state of the last layer (b, t, f) and the last one (b, f)."""
+        return self.each(x, lengths=lengths, train=train)[-1]
+
+    def each(
+        self, x: Array, *, lengths: Array | None = None, train: bool = False
+    ) -> list[tuple[Array, Array]]:
+        """The same of every layer, from the first on."""
+        results = []
+        for i, layer in enumerate(self.layers):
+            x, last = _call(layer, self.drop(x, deterministic=not train) if i else x, lengths)
+            results.append((x, last))
+        return results
+
+    def run(
+        self, x: Array, *states: State, lengths: Array | None = None, train: bool = False
+    ) -> tuple[Array, tuple[State, ...]]:
+        """The call from a whole state of each layer to another; from zeros without any."""
+        if len(states) not in (0, len(self.layers)):
+            raise ShapeError(
+                "StackedRNN",
+                f"{len(states)} states for {len(self.layers)} layers",
+                "a state for each layer, or none at all",
+                "Pass the states that run returned",
+            )
+        after = []
+        for i, layer in enumerate(self.layers):
+            x = self.drop(x, deterministic=not train) if i else x
+            x, state = layer.run(x, *(states[i] if states else ()), lengths=lengths)
+            after.append(state)
+        return x, tuple(after)
 
 
 CELLS: dict[str, Callable[..., nn.Module]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
@@ -136,6 +268,7 @@ def make_recurrent(
     features: int,
     *,
     bidirectional: bool = False,
+    chunk: int | None = None,
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
     name: str | None = None,
@@ -146,6 +279,7 @@ def make_recurrent(
       cell: "rnn", "lstm" or "gru".
       features: size of the state in each direction.
       bidirectional: run in both directions.
+      chunk: steps whose states and gates are kept together for gradients; all if None.
       dtype: of the computation.
       param_dtype: of the parameters.
       name: of the layer inside of its parent.
@@ -161,7 +295,7 @@ def make_recurrent(
             "Name one of these",
             nearest(cell, CELLS),
         )
-    kind = {"features": features, "dtype": dtype, "param_dtype": param_dtype}
+    kind = {"features": features, "chunk": chunk, "dtype": dtype, "param_dtype": param_dtype}
     if not bidirectional:
         return CELLS[cell](name=name, **kind)
     # Made without a parent, so that the pair and not the caller owns them.
@@ -170,14 +304,19 @@ def make_recurrent(
     return BiRNN(forward, backward, name=name)
 
 
+def _call(layer: Callable, x: Array, lengths: Array | None) -> tuple[Array, Array]:
+    """Layers that know no lengths, as those over images, do without."""
+    return layer(x) if lengths is None else layer(x, lengths=lengths)
+
+
 def _parameters(
     module: RNN | LSTM | GRU,
     gates: int,
     x: Array,
-    h0: Array | None,
+    state0: tuple[Array | None, ...],
     bias_init: Callable | None = None,
-) -> tuple[Array, Array, Array, Array, Array | None]:
-    """The inputs and weights in one dtype; the state's weights start orthogonal, gate by gate."""
+) -> list:
+    """The input, w_x, w_h, bias and state in one dtype; w_h starts orthogonal, gate by gate."""
     f, dtype = module.features, module.param_dtype
 
     def orthogonal(key, shape, dtype):
@@ -189,5 +328,4 @@ def _parameters(
     w_x = module.param("w_x", nn.initializers.lecun_normal(), (x.shape[-1], gates * f), dtype)
     w_h = module.param("w_h", orthogonal, (f, gates * f), dtype)
     bias = module.param("bias", bias_init, (gates * f,), dtype)
-    x, w_x, w_h, bias, h0 = promote_dtype(x, w_x, w_h, bias, h0, dtype=module.dtype)
-    return x, w_x, w_h, bias, h0
+    return promote_dtype(x, w_x, w_h, bias, *state0, dtype=module.dtype)

@@ -1,5 +1,7 @@
 """The classifiers and the encoder-decoder against their layers by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,9 +92,10 @@ def test_rnn_classifier_by_hand(with_parameters, quick_jit):
     model = RNNClassifier(3, spatial_dims=2, cell="gru", features=4, num_layers=2)
     variables = with_parameters(model, x)
     p = variables["params"]
+    lengths = jnp.asarray([6, 4])
     h, _ = gru(embedded(x, p["embed"]), p["layer0"])
-    _, last = gru(h, p["layer1"])
-    y = quick_jit(model.apply)(variables, x)
+    _, last = gru(h, p["layer1"], lengths=lengths)
+    y = quick_jit(model.apply)(variables, x, lengths=lengths)
     np.testing.assert_allclose(y, dense(last, p["head"]), rtol=1e-5, atol=1e-5)
 
 
@@ -131,10 +134,12 @@ def test_bidirectional_encoder_has_the_context_of_both_ends(with_parameters, qui
     model = RNNEncoderDecoder(3, features=4, bidirectional=True)
     variables = with_parameters(model, x)
     p = variables["params"]
+    lengths = jnp.asarray([3, 5])
     tokens = embedded(x, p["embed"])
-    _, forward = gru(tokens, p["encoder0"]["forward"])
-    _, backward = gru(tokens, p["encoder0"]["backward"], reverse=True)
-    run = quick_jit(lambda x: model.apply(variables, x, mutable=["intermediates"])[1])
+    _, forward = gru(tokens, p["encoder0"]["forward"], lengths=lengths)
+    _, backward = gru(tokens, p["encoder0"]["backward"], lengths=lengths, reverse=True)
+    apply = partial(model.apply, lengths=lengths, mutable=["intermediates"])
+    run = quick_jit(lambda x: apply(variables, x)[1])
     (context,) = run(x)["intermediates"]["context"]
     expected = jnp.concatenate([forward, backward], axis=-1)
     np.testing.assert_allclose(context, expected, rtol=1e-5, atol=1e-6)

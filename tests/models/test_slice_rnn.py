@@ -64,6 +64,18 @@ def test_a_slice_sees_the_others(with_parameters, quick_jit):
     assert np.abs(before - after)[0, 3, 0] > 1e-6
 
 
+def test_slices_that_do_not_count_change_nothing(with_parameters, quick_jit):
+    model = SliceRNN(2, 1, **SMALL)
+    x = np.concatenate([image(1, 4, 8, 8, 1), _changed(image(1, 4, 8, 8, 1))])
+    variables = with_parameters(model, x)
+    run = quick_jit(model.apply)
+    volume, each = run(variables, x, lengths=jnp.asarray([3, 3]))
+    np.testing.assert_allclose(volume[0], volume[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(each[0, :3], each[1, :3], rtol=1e-5, atol=1e-6)
+    volume, _ = run(variables, x, lengths=jnp.asarray([3, 4]))
+    assert np.abs(volume[0] - volume[1]).min() > 1e-4
+
+
 def _changed(x):
     """Another last slice."""
     x = x.copy()
