@@ -185,17 +185,19 @@ class BiRNN(nn.Module):
 
     def __call__(self, x: Array, *, lengths: Array | None = None) -> tuple[Array, Array]:
         """(b, t, c) to every state (b, t, 2 f) and the two last states (b, 2 f)."""
-        h, h_last = _call(self.forward, x, lengths)
-        g, g_last = _call(self.backward, x, lengths)
+        ragged = _ragged(lengths)
+        h, h_last = self.forward(x, **ragged)
+        g, g_last = self.backward(x, **ragged)
         return jnp.concatenate([h, g], axis=-1), jnp.concatenate([h_last, g_last], axis=-1)
 
     def run(
         self, x: Array, forward0: State = (), backward0: State = (), *, lengths: Array | None = None
     ) -> tuple[Array, tuple[State, State]]:
         """The same from whole states to whole states; the backward one begins at the last step."""
-        h, state = self.forward.run(x, *forward0, lengths=lengths)
-        g, last = self.backward.run(x, *backward0, lengths=lengths)
-        return jnp.concatenate([h, g], axis=-1), (state, last)
+        ragged = _ragged(lengths)
+        h, forward = self.forward.run(x, *forward0, **ragged)
+        g, backward = self.backward.run(x, *backward0, **ragged)
+        return jnp.concatenate([h, g], axis=-1), (forward, backward)
 
 
 class StackedRNN(nn.Module):
@@ -237,7 +239,8 @@ class StackedRNN(nn.Module):
         """The same of every layer, from the first on."""
         results = []
         for i, layer in enumerate(self.layers):
-            x, last = _call(layer, self.drop(x, deterministic=not train) if i else x, lengths)
+            x = self.drop(x, deterministic=not train) if i else x
+            x, last = layer(x, **_ragged(lengths))  # pyright: ignore[reportCallIssue]
             results.append((x, last))
         return results
 
@@ -255,7 +258,7 @@ class StackedRNN(nn.Module):
         after = []
         for i, layer in enumerate(self.layers):
             x = self.drop(x, deterministic=not train) if i else x
-            x, state = layer.run(x, *(states[i] if states else ()), lengths=lengths)
+            x, state = layer.run(x, *(states[i] if states else ()), **_ragged(lengths))
             after.append(state)
         return x, tuple(after)
 
@@ -304,9 +307,9 @@ def make_recurrent(
     return BiRNN(forward, backward, name=name)
 
 
-def _call(layer: Callable, x: Array, lengths: Array | None) -> tuple[Array, Array]:
-    """Layers that know no lengths, as those over images, do without."""
-    return layer(x) if lengths is None else layer(x, lengths=lengths)
+def _ragged(lengths: Array | None) -> dict[str, Array]:
+    """Nothing without lengths, since layers over images know none."""
+    return {} if lengths is None else {"lengths": lengths}
 
 
 def _parameters(
