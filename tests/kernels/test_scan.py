@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -193,14 +194,15 @@ def test_states_are_rounded_once(implementation):
 
 @each
 @pytest.mark.parametrize(("t", "reverse"), [(4097, False), (65_535, True), (65_536, False)])
-def test_long_sequences(implementation, t, reverse):
+def test_long_sequences(implementation, t, reverse, quickly):
     """Decays of magnitude one, ones that fade, and resets; the state is float32 between chunks."""
     rng = np.random.default_rng(t)
     a = rng.choice([1.0, -1.0, 0.0, 0.9, 0.999], (1, t, 8), p=[0.4, 0.4, 0.001, 0.1, 0.099])
     a, b, h0 = a.astype(np.float32), normal(1, 1, t, 8), normal(2, 1, 8)
+    run = functools.partial(linear_scan, reverse=reverse, implementation=implementation)
     for dtype, rounding in ((jnp.float32, 0.0), (jnp.bfloat16, 2**-8)):
         given = [jnp.asarray(v, dtype) for v in (a, b, h0)]
-        h, last = scan(*given, reverse=reverse, implementation=implementation)
+        h, last = jax.jit(run, compiler_options=quickly)(*given)
         exact = [np.asarray(v, np.float64) for v in given]
         exact[:2] = [v[:, :: -1 if reverse else 1] for v in exact[:2]]
         expected = by_loop(*exact)
@@ -346,6 +348,29 @@ def test_chunks_change_nothing_but_memory(name, reverse):
     whole = jax.tree.leaves(gradients(x, WEIGHTS[name], None))
     for got, want in zip(jax.tree.leaves(gradients(x, WEIGHTS[name], 3)), whole, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cell", "gates", "options"),
+    [
+        (rnn, 1, {}),
+        (lstm, 4, {"chunk": 2}),
+        (gru, 3, {"reset": "after"}),
+        (gru, 3, {"reset": "before"}),
+    ],
+)
+def test_precision_reaches_every_product(cell, gates, options):
+    def loss(*values):
+        return jnp.sum(cell(*values, precision="highest", **options)[0])
+
+    values = (
+        normal(5, 2, 3, 3),
+        normal(0, 3, gates * 2),
+        normal(1, 2, gates * 2),
+        normal(2, gates * 2),
+    )
+    text = str(jax.make_jaxpr(jax.grad(loss, range(4)))(*values))
+    assert set(re.findall(r"precision=\(?([\w.]*)", text)) == {"Precision.HIGHEST"}
 
 
 @pytest.mark.parametrize("name", CELLS)

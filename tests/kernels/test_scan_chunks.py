@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from biojax.errors import ConfigError
-from biojax.kernels import conv_gru, conv_lstm, slstm
+from biojax.kernels import conv_gru, conv_lstm, gru, slstm
+from biojax.kernels.scan.checks import chunk_of_products
 
 
 def normal(*shape: int) -> jax.Array:
@@ -70,6 +71,28 @@ def test_chunks_keep_the_state_in_float32(name, quickly):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("name", ["gru", "slstm", "conv_gru"])
+def test_gradients_of_weights_are_added_up_in_float32(name, quickly):
+    """Over any number of chunks, also where all inputs and weights are of 16 bits."""
+    of_gru = gru, lambda t, b, f: ((b, t, 2), (2, 3 * f), (f, 3 * f), (3 * f,))
+    scan, shapes = {**SCANS, "gru": of_gru}[name]
+    values = [normal(*shape).astype(jnp.bfloat16) for shape in shapes(1024, 1, 2)]
+
+    @partial(jax.jit, static_argnums=1, compiler_options=quickly)
+    def gradients(values, chunk):
+        def scalar(weights):
+            h, _ = scan(values[0], *weights, chunk=chunk)
+            return jnp.sum(h, dtype=jnp.float32)
+
+        return jax.grad(scalar)(values[1:])
+
+    exact = gradients([value.astype(jnp.float32) for value in values], None)
+    for got, want in zip(gradients(values, 2), exact, strict=True):
+        assert got.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(got, np.float32) - want).max()
+        assert error <= 2**-7 * np.abs(want).max()
+
+
 @every
 def test_memory_of_long_sequences_does_not_grow(name, quickly):
     """But by a copy of the input, and of a state for each chunk."""
@@ -96,3 +119,12 @@ def test_a_chunk_has_steps(name):
     scan, shapes = SCANS[name]
     with pytest.raises(ConfigError, match=rf"^{name}: got chunk=0"):
         scan(*(normal(*shape) for shape in shapes(2, 1, 1)), chunk=0)
+
+
+def test_chunks_of_products_grow_with_the_state(monkeypatch):
+    """It is no larger than queries, keys, values and outputs of the chunk."""
+    sizes = (1, 1), (0, 0), (32, 64), (64, 64), (96, 96), (192, 192), (384, 384)
+    assert [chunk_of_products("", None, *size) for size in sizes] == [16, 16, 16, 16, 32, 48, 96]
+    assert chunk_of_products("", 5, 384, 384) == 5
+    monkeypatch.setattr("biojax.kernels.scan.checks.platform", lambda: "tpu")
+    assert [chunk_of_products("", None, *size) for size in sizes] == [64] * 6 + [128]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +57,23 @@ def with_gradients(f, values, compiler_options) -> list:
 def test_segment_sums(t):
     """Each on its own: what a very negative step forgot leaves no error in the later ones."""
     x = np.random.default_rng(t).uniform(-1, 0, (2, t)).astype(np.float32)
-    x[:, t // 2] = -1e8
+    x[:, t // 2] = -1e8, -np.inf
     sums = np.asarray(segment_sums(jnp.asarray(x)))
     for i, j in np.ndindex(t, t):
         want = x[:, j + 1 : i + 1].sum(axis=1, dtype=np.float64) if i >= j else -np.inf
         np.testing.assert_allclose(sums[:, i, j], want, rtol=1e-5)
+
+
+@every
+def test_precision_reaches_every_product(implementation):
+    """It is the highest without a wish."""
+    values = [jnp.asarray(v, jnp.float32) for v in arrays(4)[:-1]]
+    for precision, expected in ((None, "HIGHEST"), ("default", "DEFAULT")):
+        options = {"chunk": 2, "implementation": implementation, "precision": precision}
+        f = jax.grad(lambda *v, options=options: jnp.sum(ssd(*v, **options)[0]), range(len(values)))
+        found = set(re.findall(r"precision=\(?([\w.]*)", str(jax.make_jaxpr(f)(*values))))
+        sums = {"Precision.HIGHEST"} if implementation == "chunked" else set()
+        assert found == {f"Precision.{expected}"} | sums
 
 
 def test_against_finite_differences():

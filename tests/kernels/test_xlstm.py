@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +146,8 @@ def test_mlstm_beyond_what_exponentials_hold(implementation, quickly):
         h, pull = jax.vjp(lambda *values: f(*values)[0], *values)
         return h, *pull(jnp.ones_like(h))
 
-    for gates in (1e4, 50.0), (-1e4, 50.0), (1e4, -1e4), (-1e4, -1e4), (100.0, 0.0):
+    numbers = (1e4, 50.0), (-1e4, 50.0), (1e4, -1e4), (-1e4, -1e4), (100.0, 0.0)
+    for gates in (*numbers, (-np.inf, 50.0), (50.0, -np.inf), (-np.inf, -np.inf)):
         h, *gradients = run(q, k, v, *(jnp.full(q.shape[:3], gate) for gate in gates))
         assert not np.any(h[:, 3])
         assert np.any(h[:, 4]) == (gates[0] > 0)
@@ -174,8 +176,14 @@ def test_a_gate_that_forgets_all(implementation, matrix):
     """Small logarithms after a great one keep their digits."""
     q, k, v, i, f, *_ = (jnp.asarray(x, jnp.float32) for x in of_matrix(8))
     options = {"chunk": 8, "implementation": implementation}
-    h, _ = matrix(q, k, v, i, f.at[:, 3].set(-1e8), **options)
-    fresh, _ = matrix(q[:, 3:], k[:, 3:], v[:, 3:], i[:, 3:], f[:, 3:], **options)
+    for gate in (-1e8, -np.inf):
+        h, _ = matrix(q, k, v, i, f.at[:, 3].set(gate), **options)
+        fresh, _ = matrix(q[:, 3:], k[:, 3:], v[:, 3:], i[:, 3:], f[:, 3:], **options)
+        np.testing.assert_allclose(h[:, 3:], fresh, rtol=1e-4, atol=1e-5)
+    empty = i.at[:, 3].set(-np.inf), f.at[:, 3].set(-np.inf)
+    h, _ = matrix(q, k, v, *empty, **options)
+    fresh, _ = matrix(q[:, 3:], k[:, 3:], v[:, 3:], *(gate[:, 3:] for gate in empty), **options)
+    assert not np.any(h[:, 3])
     np.testing.assert_allclose(h[:, 3:], fresh, rtol=1e-4, atol=1e-5)
 
 
@@ -317,11 +325,14 @@ def test_heads_of_slstm_see_themselves_alone(quickly):
 
 
 def test_slstm_before_anything_was_taken_in(scalar, quickly):
+    """And once all of it is forgotten."""
     gates, w_h, *_ = (jnp.asarray(x, jnp.float32) for x in of_scalar(5))
-    shut = gates.at[:, :2, :, 0].set(-jnp.inf)
+    shut = gates.at[:, :2, :, 0].set(-jnp.inf).at[:, 3, :, :2].set(-jnp.inf)
     h, *gradients = with_gradients(lambda *values: slstm(*values)[:1], (shut, w_h), quickly)
-    assert not np.any(h[:, :2])
-    np.testing.assert_allclose(h[:, 2:], scalar(gates[:, 2:], w_h)[0], rtol=1e-5, atol=1e-6)
+    assert not np.any(h[:, np.array([0, 1, 3])])
+    for t in (2, 4):
+        first, _ = scalar(gates[:, t : t + 1], w_h)
+        np.testing.assert_allclose(h[:, t], first[:, 0], rtol=1e-5, atol=1e-6)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -343,6 +354,22 @@ def test_slstm_transforms(stands_every_transform):
 def test_mlstm_compiles_once(implementation, compiles_once):
     values = [jnp.asarray(x, jnp.float32) for x in of_matrix(5)[:5]]
     compiles_once(functools.partial(mlstm, chunk=2, implementation=implementation), *values)
+
+
+def test_precision_reaches_every_product():
+    """Without a wish, the memories of matrices are written and read at the highest."""
+
+    def precisions(f, *values, **options) -> set[str]:
+        gradient = jax.grad(lambda *values: jnp.sum(f(*values, **options)[0]), (0, 1))
+        return set(re.findall(r"precision=\(?([\w.]*)", str(jax.make_jaxpr(gradient)(*values))))
+
+    inputs, recurrent = of_matrix(5)[:5], of_scalar(5)[:2]
+    for implementation in ("chunked", "parallel", "sequential"):
+        options = {"chunk": 2, "implementation": implementation}
+        assert precisions(mlstm, *inputs, **options) == {"Precision.HIGHEST"}
+    options = {"implementation": "sequential", "precision": "high"}
+    assert precisions(mlstm, *inputs, **options) == {"Precision.HIGH"}
+    assert precisions(slstm, *recurrent, chunk=2, precision="high") == {"Precision.HIGH"}
 
 
 def test_slstm_compiles_once(compiles_once):

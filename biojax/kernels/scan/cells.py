@@ -9,7 +9,7 @@ from biojax.kernels.dispatch import select
 from biojax.kernels.scan import sequential_cells
 from biojax.kernels.scan.cell_steps import ACTIVATIONS
 from biojax.kernels.scan.checks import check_chunk, check_one_dtype, initial_state
-from biojax.typing import Array
+from biojax.typing import Array, Precision
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -25,6 +25,7 @@ def rnn(
     lengths: Array | None = None,
     reverse: bool = False,
     chunk: int | None = None,
+    precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Elman's recurrent network.
@@ -40,6 +41,7 @@ def rnn(
       reverse: run from the last step to the first; with lengths, from the last that counts.
       chunk: for gradients keep only the state before each so many steps, and compute those in
         between anew; None keeps all.
+      precision: passed to every product, as in `jax.lax`.
       implementation: "sequential", or None to choose.
 
     Returns:
@@ -59,7 +61,7 @@ def rnn(
     if activation not in ACTIVATIONS:
         raise _unknown("rnn", "activation", activation, ACTIVATIONS)
     run = _cell("rnn", sequential_cells.rnn, implementation)
-    return run(x, w_x, w_h, bias, h0, lengths, activation, reverse, chunk)
+    return run(x, w_x, w_h, bias, h0, lengths, activation, reverse, chunk, precision)
 
 
 def lstm(
@@ -73,6 +75,7 @@ def lstm(
     lengths: Array | None = None,
     reverse: bool = False,
     chunk: int | None = None,
+    precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, tuple[Array, Array]]:
     """Long short-term memory.
@@ -92,6 +95,7 @@ def lstm(
       reverse: run from the last step to the first; with lengths, from the last that counts.
       chunk: for gradients keep only the states before each so many steps, and compute those in
         between anew; None keeps all.
+      precision: passed to every product, as in `jax.lax`.
       implementation: "sequential", or None to choose.
 
     Returns:
@@ -109,7 +113,7 @@ def lstm(
     h0 = initial_state("lstm", "h0", h0, (x.shape[0], features), x.dtype)
     c0 = initial_state("lstm", "c0", c0, (x.shape[0], features), x.dtype)
     run = _cell("lstm", sequential_cells.lstm, implementation)
-    return run(x, w_x, w_h, bias, h0, c0, lengths, reverse, chunk)
+    return run(x, w_x, w_h, bias, h0, c0, lengths, reverse, chunk, precision)
 
 
 def gru(
@@ -124,6 +128,7 @@ def gru(
     lengths: Array | None = None,
     reverse: bool = False,
     chunk: int | None = None,
+    precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Gated recurrent unit.
@@ -146,6 +151,7 @@ def gru(
       reverse: run from the last step to the first; with lengths, from the last that counts.
       chunk: for gradients keep only the state before each so many steps, and compute those in
         between anew; None keeps all.
+      precision: passed to every product, as in `jax.lax`.
       implementation: "sequential", or None to choose.
 
     Returns:
@@ -167,7 +173,7 @@ def gru(
     if reset not in ("after", "before"):
         raise _unknown("gru", "reset", reset, ("after", "before"))
     run = _cell("gru", sequential_cells.gru, implementation)
-    return run(x, w_x, w_h, bias, bias_n, h0, lengths, reset, reverse, chunk)
+    return run(x, w_x, w_h, bias, bias_n, h0, lengths, reset, reverse, chunk, precision)
 
 
 def _cell(where: str, function: Callable, implementation: str | None) -> Callable:

@@ -4,9 +4,16 @@ import jax.numpy as jnp
 
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.dispatch import accumulator, platform
-from biojax.typing import Array, Dtype
+from biojax.typing import Array, Dtype, Precision
 
-__all__ = ["check_chunk", "check_dtypes", "check_one_dtype", "chunk_of_products", "initial_state"]
+__all__ = [
+    "check_chunk",
+    "check_dtypes",
+    "check_one_dtype",
+    "chunk_of_products",
+    "initial_state",
+    "of_states",
+]
 
 
 def check_dtypes(where: str, **arrays: Array) -> None:
@@ -65,14 +72,22 @@ def check_chunk(where: str, chunk: int) -> None:
         )
 
 
-def chunk_of_products(where: str, chunk: int | None) -> int:
-    """The chunk asked for, or one for products of (chunk, chunk).
+def chunk_of_products(where: str, chunk: int | None, k: int, v: int) -> int:
+    """The chunk asked for, or one for products of (chunk, chunk) and states of (k, v).
 
     On two CPU cores 16 was the fastest of 8 to 256, forward and with gradients, for 4,096 steps of
     8 heads of 32 x 64 and 2,048 of 4 heads of 64 x 64. Accelerators want larger products; theirs
-    is untimed.
+    is untimed. Where heads are larger than that, it is so many times as long that the state that
+    gradients keep of a chunk is no larger than what goes in and out of the chunk, two rows of k and
+    two of v for each step.
     """
     if chunk is None:
-        return 16 if platform() == "cpu" else 64
+        shortest = 16 if platform() == "cpu" else 64
+        return shortest * max(1, -(-k * v // (2 * max(1, k + v) * shortest)))
     check_chunk(where, chunk)
     return chunk
+
+
+def of_states(precision: Precision) -> Precision:
+    """The precision asked for, or the highest: states are of at least float32."""
+    return "highest" if precision is None else precision

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.dispatch import accumulator
-from biojax.kernels.scan.chunks import by_chunks, segment_sums
+from biojax.kernels.scan.chunks import LEAST, by_chunks, segment_sums
 from biojax.kernels.scan.meshes import split_as_input
-from biojax.typing import Array
+from biojax.typing import Array, Precision
 
 __all__ = ["chunked", "parallel", "sequential", "step"]
 
@@ -34,17 +34,17 @@ def sequential(*args) -> tuple[Array, ...]:
 @split_as_input
 def parallel(*args) -> tuple[Array, ...]:
     """The quadratic form: all steps in one chunk."""
-    *args, _, reverse = args
-    return _by_chunks(_matrices, *args, args[0].shape[1], reverse)
+    *args, _, reverse, precision = args
+    return _by_chunks(_matrices, *args, args[0].shape[1], reverse, precision)
 
 
-@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse"], inline=True)
-def _by_chunks(of_chunk, query, key, value, i, f, C, n, m, scale, chunk, reverse):
+@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse", "precision"], inline=True)
+def _by_chunks(of_chunk, query, key, value, i, f, C, n, m, scale, chunk, reverse, precision):
     wide = accumulator(value.dtype)
 
     def run(state, q, k, v, i, log_f):
         q, k, v = (x.astype(wide) for x in (q, k, v))
-        h, state = of_chunk(state, q, scale * k, v, i, log_f)
+        h, state = of_chunk(state, q, scale * k, v, i, log_f, precision)
         return h.astype(value.dtype), state
 
     arrays = query, key, value, i.astype(wide), jax.nn.log_sigmoid(f.astype(wide))
@@ -54,35 +54,36 @@ def _by_chunks(of_chunk, query, key, value, i, f, C, n, m, scale, chunk, reverse
     return h, *state
 
 
-def _matrices(state: State, q, k, v, i, log_f) -> tuple[Array, State]:
+def _matrices(state: State, q, k, v, i, log_f, precision: Precision) -> tuple[Array, State]:
     """One chunk, [s, r] what step r adds to the output of step s.
 
     q and k (b, t, n, k), v (b, t, n, v), i and log_f (b, t, n).
     """
+    einsum = partial(jnp.einsum, precision=precision)
     C, n, m = state
     i, log_f = (jnp.moveaxis(x, 1, -1) for x in (i, log_f))
     sums = segment_sums(log_f)
     entering = sums + i[..., None, :]
     carried = sums[..., 0] + log_f[..., :1] + lax.stop_gradient(m)[..., None]
-    m = lax.stop_gradient(jnp.maximum(carried, entering.max(axis=-1)))
+    m = _stabiliser(carried, entering.max(axis=-1))
     weights = jnp.exp(entering - m[..., None])
     kept = jnp.exp(carried - m)
-    scores = weights * jnp.einsum("bsnk,brnk->bnsr", q, k)
-    h = jnp.einsum("bnsr,brnv->bnsv", scores, v)
-    h += kept[..., None] * jnp.einsum("bsnk,bnkv->bnsv", q, C)
-    norm = scores.sum(axis=-1) + kept * jnp.einsum("bsnk,bnk->bns", q, n)
-    h /= _at_least_one(norm, m)[..., None]
+    scores = weights * einsum("bsnk,brnk->bnsr", q, k)
+    h = einsum("bnsr,brnv->bnsv", scores, v)
+    h += kept[..., None] * einsum("bsnk,bnkv->bnsv", q, C)
+    norm = scores.sum(axis=-1) + kept * einsum("bsnk,bnk->bns", q, n)
+    h /= _divisor(norm, m)[..., None]
     k = jnp.moveaxis(weights[..., -1, :], -1, 1)[..., None] * k
-    C = kept[..., -1, None, None] * C + jnp.einsum("brnk,brnv->bnkv", k, v)
+    C = kept[..., -1, None, None] * C + einsum("brnk,brnv->bnkv", k, v)
     n = kept[..., -1, None] * n + k.sum(axis=1)
     return jnp.moveaxis(h, 1, 2), (C, n, m[..., -1])
 
 
-def _steps(state: State, q, k, v, i, log_f) -> tuple[Array, State]:
+def _steps(state: State, q, k, v, i, log_f, precision: Precision) -> tuple[Array, State]:
     """One chunk, step by step. Shapes as in `_matrices`."""
 
     def body(state, parts):
-        h, state = step(state, *parts)
+        h, state = step(state, *parts, precision=precision)
         return state, h
 
     parts = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, i, log_f))
@@ -90,19 +91,24 @@ def _steps(state: State, q, k, v, i, log_f) -> tuple[Array, State]:
     return jnp.moveaxis(h, 0, 1), state
 
 
-def step(state: State, q, k, v, i, log_f) -> tuple[Array, State]:
+def step(state: State, q, k, v, i, log_f, precision: Precision) -> tuple[Array, State]:
     """One step. Shapes as in `_matrices`, without time."""
     C, n, m = state
     carried = log_f + lax.stop_gradient(m)
-    m = lax.stop_gradient(jnp.maximum(carried, i))
+    m = _stabiliser(carried, i)
     kept, taken = jnp.exp(carried - m)[..., None], jnp.exp(i - m)[..., None]
     k = taken * k
     C = kept[..., None] * C + k[..., None] * v[..., None, :]
     n = kept * n + k
-    h = jnp.einsum("bnkv,bnk->bnv", C, q)
-    return h / _at_least_one(jnp.sum(n * q, axis=-1), m)[..., None], (C, n, m)
+    h = jnp.einsum("bnkv,bnk->bnv", C, q, precision=precision)
+    return h / _divisor(jnp.sum(n * q, axis=-1), m)[..., None], (C, n, m)
 
 
-def _at_least_one(norm: Array, m: Array) -> Array:
+def _stabiliser(carried: Array, entering: Array) -> Array:
+    """The next m, a number also where all is forgotten and nothing taken in."""
+    return lax.stop_gradient(jnp.maximum(jnp.maximum(carried, entering), LEAST))
+
+
+def _divisor(norm: Array, m: Array) -> Array:
     """max(|norm|, exp(-m)), whose square is not 0 where norm is."""
     return jnp.maximum(jnp.abs(norm), jnp.exp(-jnp.minimum(m, 40.0)))

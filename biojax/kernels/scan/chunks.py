@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.conv.blocks import varying
-from biojax.kernels.dispatch import platform
+from biojax.kernels.dispatch import accumulator, platform
 from biojax.typing import Array
 
-__all__ = ["by_chunks", "segment_sums", "whole_or_by_chunks"]
+__all__ = ["LEAST", "by_chunks", "segment_sums", "whole_or_by_chunks"]
+
+# A logarithm whose exponential is 0, and that can be subtracted from itself and multiplied by 0.
+LEAST = -1e30
 
 
 def by_chunks(
@@ -75,34 +78,50 @@ def by_chunks(
 
 
 def whole_or_by_chunks(
-    run: Callable[..., tuple[Array, Any]], state0: Any, x: Array, chunk: int | None, reverse: bool
+    run: Callable[..., tuple[Array, Any]],
+    weights: Any,
+    state0: Any,
+    x: Array,
+    keep: Array | None,
+    chunk: int | None,
+    reverse: bool,
 ) -> tuple[Array, Any]:
-    """Apply y, state = run(state, x, keep, reverse), by chunks unless chunk is None.
+    """Apply y, state = run(weights, state, x, keep, reverse), by chunks unless chunk is None.
 
     Args:
-      run: a recurrence that leaves the state as it is at steps where keep, (b, t), is False.
+      run: a recurrence that leaves the state as it is at steps where keep is False.
+      weights: the arrays that are the same at every step. Their gradients are added up over the
+        chunks in at least float32: a sum in 16 bits stalls.
       state0: before the first step, of the dtype that `run` returns.
       x: the input, (b, t, ...).
+      keep: which steps count, (b, t); all if None.
       chunk: how many steps' worth `run` is to keep for gradients; all if None.
       reverse: run from the last step to the first.
     """
     t = x.shape[1]
     if chunk is None or chunk >= t:
-        return run(state0, x, None, reverse)
-    if t % chunk == 0:
-        return by_chunks(run, state0, [x], [0], chunk, reverse)
-    keep = jnp.ones(x.shape[:2], bool)
-    return by_chunks(run, state0, [x, keep], [0, False], chunk, reverse)
+        return run(weights, state0, x, keep, reverse)
+    wide = jax.tree.map(lambda w: w.astype(accumulator(w.dtype)), weights)
+
+    def part(state, x, keep=None):
+        narrow = jax.tree.map(lambda w, given: w.astype(given.dtype), wide, weights)
+        return run(narrow, state, x, keep, False)
+
+    if keep is None and t % chunk:  # the last chunk is filled with steps to leave out
+        keep = jnp.ones(x.shape[:2], bool)
+    if keep is None:
+        return by_chunks(part, state0, [x], [0], chunk, reverse)
+    return by_chunks(part, state0, [x, keep], [0, False], chunk, reverse)
 
 
 def segment_sums(x: Array) -> Array:
     """The sum of x over the steps after j up to i, for every i >= j; minus infinity for others.
 
     (..., t) to (..., t, t), [i, j]. A difference of two cumulative sums would be less work, but
-    loses the small steps that follow a very negative one. Work is t^2, and t^3 in one product
-    where that is faster.
+    loses the small steps that follow a very negative one, which may be minus infinity. Work is
+    t^2, and t^3 in one product where that is faster.
     """
-    t = x.shape[-1]
+    t, x = x.shape[-1], jnp.maximum(x, LEAST)
     until = jnp.tri(t, dtype=x.dtype)
     after = jnp.tri(t, k=-1, dtype=x.dtype)
     terms = x[..., None] * after
@@ -110,4 +129,4 @@ def segment_sums(x: Array) -> Array:
         sums = jnp.einsum("il,...lj->...ij", until, terms, precision="highest")
     else:
         sums = jnp.cumsum(terms, axis=-2)
-    return jnp.where(until > 0, sums, -jnp.inf)
+    return jnp.where((until > 0) & (sums > LEAST / 2), sums, -jnp.inf)

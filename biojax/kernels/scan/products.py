@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from biojax.kernels.dispatch import accumulator
-from biojax.typing import Array
+from biojax.typing import Array, Precision
 
 __all__ = ["State", "Weights", "before", "choose", "gradient", "of_state", "product"]
 
@@ -21,22 +21,24 @@ class Weights(NamedTuple):
     bias_h: Array | None = None
 
 
-def of_state(h: Array, weights: Weights) -> Array:
+def of_state(h: Array, weights: Weights, precision: Precision) -> Array:
     """Q = h W_h + bias_h, of one step or of all."""
-    q = product(h, weights.w_h)
+    q = product(h, weights.w_h, precision)
     return q if weights.bias_h is None else q + weights.bias_h
 
 
-def product(v: Array, w: Array) -> Array:
+def product(v: Array, w: Array, precision: Precision) -> Array:
     """V W in w's dtype, summed in at least float32."""
-    return jnp.matmul(v.astype(w.dtype), w, preferred_element_type=accumulator(w.dtype))
+    v, wide = v.astype(w.dtype), accumulator(w.dtype)
+    return jnp.matmul(v, w, precision=precision, preferred_element_type=wide)
 
 
-def gradient(v: Array, dy: Array, w: Array) -> Array:
+def gradient(v: Array, dy: Array, w: Array, precision: Precision) -> Array:
     """Of w in V W, over all steps at once: v is (t, b, c), dy (t, b, f)."""
     v, dy = v.astype(w.dtype), dy.astype(w.dtype)
     wide = accumulator(w.dtype)
-    return jnp.einsum("tbc,tbf->cf", v, dy, preferred_element_type=wide).astype(w.dtype)
+    dw = jnp.einsum("tbc,tbf->cf", v, dy, precision=precision, preferred_element_type=wide)
+    return dw.astype(w.dtype)
 
 
 def choose(keep: Array | None, new: Array, old: Array) -> Array:

@@ -7,10 +7,10 @@ from biojax.typing import Array
 __all__ = ["ssd"]
 
 
-def ssd(x, dt, A, B, C, D, h0, chunk, reverse) -> tuple[Array, Array]:
+def ssd(x, dt, A, B, C, D, h0, chunk, reverse, precision) -> tuple[Array, Array]:
     """h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t
 
-    Arguments as in the package; `chunk` is none of its business.
+    Arguments as in the package; `chunk` and `precision` are none of its business.
     """
     t, n, g = x.shape[1], x.shape[2], B.shape[2]
     B, C = (jnp.repeat(v, n // g, axis=2) for v in (B, C))

@@ -122,9 +122,9 @@ def _run(
     precision: Precision,
     chunk: int | None,
 ) -> tuple[Array, State]:
-    def run(state, x, keep=None, reverse=False):
-        given = jax.tree.leaves((x, w_x, w_h, bias, keep, state))
-        x, w, *weights = (varying(array, *given) for array in (x, w_x, w_h, bias))
+    def run(weights, state, x, keep, reverse):
+        given = jax.tree.leaves((weights, state, x, keep))
+        x, w, *weights = (varying(array, *given) for array in (x, *weights))
         state = tuple(varying(part, *given) for part in state)
         if x.shape[-1]:
             shares = conv(_images(x), w, precision=precision)
@@ -136,7 +136,7 @@ def _run(
         found: tuple[Array, State] = _scan(cell, reverse, precision, shares, keep, *weights, state)
         return jnp.moveaxis(found[0], 0, 1), found[1]
 
-    h, last = whole_or_by_chunks(run, state0, x, chunk, reverse)
+    h, last = whole_or_by_chunks(run, (w_x, w_h, bias), state0, x, None, chunk, reverse)
     return h, _as(x.dtype, last)
 
 

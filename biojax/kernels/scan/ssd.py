@@ -8,10 +8,10 @@ from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import accumulator, select
-from biojax.kernels.scan.checks import check_dtypes, chunk_of_products, initial_state
+from biojax.kernels.scan.checks import check_dtypes, chunk_of_products, initial_state, of_states
 from biojax.kernels.scan.chunks import by_chunks, segment_sums
 from biojax.kernels.scan.meshes import split_as_input
-from biojax.typing import Array
+from biojax.typing import Array, Precision
 
 __all__ = ["ssd", "ssd_step"]
 
@@ -27,6 +27,7 @@ def ssd(
     h0: Array | None = None,
     chunk: int | None = None,
     reverse: bool = False,
+    precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Selective state space whose decay is one number for each head and step.
@@ -43,9 +44,11 @@ def ssd(
       C: what of the state is read, (b, t, g, s).
       D: what of the input is passed by the state, (n,); none if None.
       h0: state before the first step, (b, n, k, s); zeros if None.
-      chunk: steps that are computed at once, and of which gradients keep one state; 16 on CPU and
-        64 elsewhere if None.
+      chunk: steps that are computed at once, and of which gradients keep one state; by platform
+        and the size of a state if None.
       reverse: run from the last step to the first.
+      precision: passed to every product, as in `jax.lax`; "highest" if None, since all of them
+        write or read a state, and none has weights.
       implementation: "chunked" (matrix products within chunks, and a scan over their states),
         "sequential" (step by step), or None to choose.
 
@@ -71,7 +74,7 @@ def ssd(
     """
     where = "ssd"
     _check(where, 2, x, dt, A, B, C, D)
-    chunk = chunk_of_products(where, chunk)
+    chunk = chunk_of_products(where, chunk, x.shape[-1], B.shape[-1])
     h0 = initial_state(where, "h0", h0, (x.shape[0], *x.shape[2:], B.shape[-1]), x.dtype)
 
     def rule() -> tuple[str, str]:
@@ -80,17 +83,26 @@ def ssd(
     chunks = {"chunked": _matrices, "sequential": _steps}
     implementations = {name: split_as_input(partial(_scan, each)) for name, each in chunks.items()}
     run = select(where, implementations, implementation, rule)
-    return run(x, dt, A, B, C, D, h0, chunk, reverse)
+    return run(x, dt, A, B, C, D, h0, chunk, reverse, of_states(precision))
 
 
 def ssd_step(
-    h: Array, x: Array, dt: Array, A: Array, B: Array, C: Array, D: Array | None = None
+    h: Array,
+    x: Array,
+    dt: Array,
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array | None = None,
+    *,
+    precision: Precision = None,
 ) -> tuple[Array, Array]:
     """One step of `ssd`.
 
     Args:
       h: state before the step, (b, n, k, s); zeros to begin with.
       x: (b, n, k). dt: (b, n). A: (n,). B, C: (b, g, s). D: (n,). As there, without time.
+      precision: as there.
 
     Returns:
       y: (b, n, k), of x's dtype. h: the state after the step, float32 at least.
@@ -109,15 +121,15 @@ def ssd_step(
     h, u, size, rate = (
         _by_group(v.astype(wide), axis, groups) for v, axis in ((h, 1), (x, 1), (dt, 1), (A, 0))
     )
-    y, h = _step(h, u, size, rate, B.astype(wide), C.astype(wide))
+    y, h = _step(h, u, size, rate, B.astype(wide), C.astype(wide), of_states(precision))
     y = y.reshape(x.shape)
     if D is not None:
         y += D.astype(wide)[:, None] * x
     return y.astype(x.dtype), h.reshape(*x.shape, -1)
 
 
-@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse"], inline=True)
-def _scan(of_chunk, x, dt, A, B, C, D, h0, chunk, reverse) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse", "precision"], inline=True)
+def _scan(of_chunk, x, dt, A, B, C, D, h0, chunk, reverse, precision) -> tuple[Array, Array]:
     """The heads are split in groups, (..., n, ...) to (..., g, r, ...), while it runs."""
     b, t, n, k = x.shape
     groups, wide = B.shape[2], accumulator(x.dtype)
@@ -126,7 +138,7 @@ def _scan(of_chunk, x, dt, A, B, C, D, h0, chunk, reverse) -> tuple[Array, Array
 
     def run(h, *parts):
         u, *rest = (part.astype(wide) for part in parts)
-        y, h = of_chunk(h, u, rest[0], A, *rest[1:])
+        y, h = of_chunk(h, u, rest[0], A, *rest[1:], precision)
         if bypass is not None:
             y += bypass * u
         return y.astype(x.dtype), h
@@ -142,41 +154,42 @@ def _by_group(x: Array, axis: int, groups: int) -> Array:
     return x.reshape(*x.shape[:axis], groups, heads // groups, *x.shape[axis + 1 :])
 
 
-def _matrices(h, x, dt, A, B, C) -> tuple[Array, Array]:
+def _matrices(h, x, dt, A, B, C, precision: Precision) -> tuple[Array, Array]:
     """One chunk, [i, j] what step j adds to the output of step i.
 
     h (b, g, r, k, s), x (b, t, g, r, k), dt (b, t, g, r), A (g, r), B and C (b, t, g, s).
     """
+    einsum = partial(jnp.einsum, precision=precision)
     log_decay = jnp.moveaxis(dt * A, 1, -1)
     sums = segment_sums(log_decay)
     decay = jnp.exp(sums)
     from_h = jnp.exp(sums[..., 0] + log_decay[..., :1])
     inputs = dt[..., None] * x
-    scores = decay * jnp.einsum("bigs,bjgs->bgij", C, B)[:, :, None]
-    y = jnp.einsum("bgrij,bjgrk->bigrk", scores, inputs)
-    y += jnp.moveaxis(from_h, -1, 1)[..., None] * jnp.einsum("bigs,bgrks->bigrk", C, h)
+    scores = decay * einsum("bigs,bjgs->bgij", C, B)[:, :, None]
+    y = einsum("bgrij,bjgrk->bigrk", scores, inputs)
+    y += jnp.moveaxis(from_h, -1, 1)[..., None] * einsum("bigs,bgrks->bigrk", C, h)
     kept = jnp.moveaxis(decay[..., -1, :], -1, 1)[..., None] * inputs
-    h = from_h[..., -1, None, None] * h + jnp.einsum("bjgrk,bjgs->bgrks", kept, B)
+    h = from_h[..., -1, None, None] * h + einsum("bjgrk,bjgs->bgrks", kept, B)
     return y, h
 
 
-def _steps(h, x, dt, A, B, C) -> tuple[Array, Array]:
+def _steps(h, x, dt, A, B, C, precision: Precision) -> tuple[Array, Array]:
     """One chunk, step by step. Shapes as in `_matrices`."""
 
     def body(h, parts):
         x, dt, B, C = parts
-        y, h = _step(h, x, dt, A, B, C)
+        y, h = _step(h, x, dt, A, B, C, precision)
         return h, y
 
     h, y = lax.scan(body, h, tuple(jnp.moveaxis(v, 1, 0) for v in (x, dt, B, C)))
     return jnp.moveaxis(y, 0, 1), h
 
 
-def _step(h, x, dt, A, B, C) -> tuple[Array, Array]:
+def _step(h, x, dt, A, B, C, precision: Precision) -> tuple[Array, Array]:
     """Shapes as in `_matrices`, without time."""
     inputs = (dt[..., None] * x)[..., None] * B[:, :, None, None]
     h = jnp.exp(dt * A)[..., None, None] * h + inputs
-    return jnp.einsum("bgrks,bgs->bgrk", h, C), h
+    return jnp.einsum("bgrks,bgs->bgrk", h, C, precision=precision), h
 
 
 def _check(where: str, before: int, x, dt, A, B, C, D) -> None:

@@ -7,8 +7,14 @@ import jax
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import select
 from biojax.kernels.scan import chunked_mlstm, sequential_slstm
-from biojax.kernels.scan.checks import check_chunk, check_dtypes, chunk_of_products, initial_state
-from biojax.typing import Array
+from biojax.kernels.scan.checks import (
+    check_chunk,
+    check_dtypes,
+    chunk_of_products,
+    initial_state,
+    of_states,
+)
+from biojax.typing import Array, Precision
 
 __all__ = ["mlstm", "mlstm_step", "slstm", "slstm_step"]
 
@@ -27,6 +33,7 @@ def mlstm(
     scale: float | None = None,
     chunk: int | None = None,
     reverse: bool = False,
+    precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, MatrixState]:
     """LSTM whose memory is a matrix of keys and values; without weights, so parallel in time.
@@ -37,7 +44,7 @@ def mlstm(
 
     So that no exponential overflows, C and n are held as multiples of exp(m),
 
-    m_t = max(log sigmoid(f_t) + m_{t-1}, i_t),
+    m_t = max(log sigmoid(f_t) + m_{t-1}, i_t),   at least -1e30,
 
     and the 1 is exp(-m_t), for m beyond 40 exp(-40). h does not depend on m; no gradient flows
     through it. The paper's output gate is left to the caller.
@@ -45,12 +52,14 @@ def mlstm(
     Args:
       query: (b, t, n, k). key: (b, t, n, k). value: (b, t, n, v).
       i: input gate before its exponential, (b, t, n); minus infinity takes nothing in.
-      f: forget gate before its sigmoid, (b, t, n).
+      f: forget gate before its sigmoid, (b, t, n); minus infinity forgets all.
       state0: C (b, n, k, v), n (b, n, k) and m (b, n) before the first step; zeros if None.
       scale: of the keys; 1 / sqrt(k) if None.
-      chunk: steps that are computed at once, and of which gradients keep one state; 16 on CPU and
-        64 elsewhere if None.
+      chunk: steps that are computed at once, and of which gradients keep one state; by platform
+        and the size of a state if None.
       reverse: run from the last step to the first.
+      precision: passed to every product, as in `jax.lax`; "highest" if None, since all of them
+        write or read a state, and none has weights.
       implementation: "chunked" (matrix products within chunks, and a scan over their states),
         "parallel" (all steps in one chunk), "sequential" (step by step), or None to choose.
 
@@ -79,7 +88,7 @@ def mlstm(
     """
     where = "mlstm"
     _check_mlstm(where, 2, query, key, value, i, f)
-    chunk = chunk_of_products(where, chunk)
+    chunk = chunk_of_products(where, chunk, query.shape[-1], value.shape[-1])
     state0 = _initial_mlstm(where, "state0", state0, query, value)
     scale = math.sqrt(1 / query.shape[-1]) if scale is None else scale
     implementations = {
@@ -92,7 +101,7 @@ def mlstm(
         return "chunked", "matrix products, by far the faster with gradients"
 
     run = select(where, implementations, implementation, rule)
-    h, C, n, m = run(query, key, value, i, f, *state0, scale, chunk, reverse)
+    h, C, n, m = run(query, key, value, i, f, *state0, scale, chunk, reverse, of_states(precision))
     return h, (C, n, m)
 
 
@@ -105,6 +114,7 @@ def mlstm_step(
     f: Array,
     *,
     scale: float | None = None,
+    precision: Precision = None,
 ) -> tuple[Array, MatrixState]:
     """One step of `mlstm`.
 
@@ -113,6 +123,7 @@ def mlstm_step(
       query: (b, n, k). key: (b, n, k). value: (b, n, v). i: (b, n). f: (b, n). As there, without
         time.
       scale: of the keys; 1 / sqrt(k) if None.
+      precision: as there.
 
     Returns:
       h: (b, n, v), of value's dtype. The state after the step, float32 at least.
@@ -132,7 +143,8 @@ def mlstm_step(
     state = _initial_mlstm(where, "state", state, query, value)
     scale = math.sqrt(1 / query.shape[-1]) if scale is None else scale
     q, k, v, i, f = (x.astype(state[0].dtype) for x in (query, key, value, i, f))
-    h, state = chunked_mlstm.step(state, q, scale * k, v, i, jax.nn.log_sigmoid(f))
+    inputs = q, scale * k, v, i, jax.nn.log_sigmoid(f)
+    h, state = chunked_mlstm.step(state, *inputs, of_states(precision))
     return h.astype(value.dtype), state
 
 
@@ -143,6 +155,7 @@ def slstm(
     state0: ScalarState | None = None,
     reverse: bool = False,
     chunk: int | None = None,
+    precision: Precision = None,
     implementation: str | None = None,
 ) -> tuple[Array, ScalarState]:
     """LSTM with exponential input gates and a normaliser, whose heads see themselves alone.
@@ -154,7 +167,7 @@ def slstm(
 
     So that no exponential overflows, c and n are held as multiples of exp(m),
 
-    m_t = max(log sigmoid(f) + m_{t-1}, i),   at the first step i,
+    m_t = max(log sigmoid(f) + m_{t-1}, i),   at the first step i, at least -1e30,
 
     on which h does not depend; no gradient flows through it. Until anything is taken in, h is 0.
     For the forget gate the paper offers an exponential as well.
@@ -166,6 +179,7 @@ def slstm(
       reverse: run from the last step to the first.
       chunk: for gradients keep only the state before each so many steps, and compute those in
         between anew; None keeps all.
+      precision: passed to every product, as in `jax.lax`.
       implementation: "sequential", or None to choose.
 
     Returns:
@@ -194,15 +208,18 @@ def slstm(
     state0 = _initial_slstm(where, "state0", state0, gates)
     implementations = {"sequential": sequential_slstm.slstm}
     run = select(where, implementations, implementation, lambda: ("sequential", "the only one"))
-    return run(gates, w_h, *state0, reverse, chunk)
+    return run(gates, w_h, *state0, reverse, chunk, precision)
 
 
-def slstm_step(state: ScalarState, gates: Array, w_h: Array) -> tuple[Array, ScalarState]:
+def slstm_step(
+    state: ScalarState, gates: Array, w_h: Array, *, precision: Precision = None
+) -> tuple[Array, ScalarState]:
     """One step of `slstm`.
 
     Args:
       state: h, c, n and m before the step, (b, n, k) each; zeros to begin with.
       gates: (b, n, 4, k). w_h: (n, k, 4, k). As there, without time.
+      precision: as there.
 
     Returns:
       h: (b, n, k), of gates' dtype. The state after the step, float32 at least.
@@ -218,7 +235,7 @@ def slstm_step(state: ScalarState, gates: Array, w_h: Array) -> tuple[Array, Sca
     """
     _check_slstm("slstm_step", 1, gates, w_h)
     state = _initial_slstm("slstm_step", "state", state, gates)
-    state = sequential_slstm.step(state, gates, w_h)
+    state = sequential_slstm.step(state, gates, w_h, precision)
     return state[0].astype(gates.dtype), state
 
 
