@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import weakref
 
 import hypothesis
 import hypothesis.strategies as st
@@ -163,6 +164,14 @@ def test_paths_are_kept_and_cannot_be_changed(curve):
     assert curve([5, 6]) is curve(np.array([5, 6])) is path
     with pytest.raises(ValueError, match="read-only"):
         path[0] = 1
+
+
+def test_only_the_last_tables_are_kept():
+    for make in (hilbert, lambda shape: permutation("snake", shape)[0]):
+        gone = weakref.ref(make((5, 6)))
+        assert gone() is not None
+        make((6, 5))
+        assert gone() is None
 
 
 # Orders.

@@ -1,7 +1,7 @@
 """Paths that visit every voxel of a box once, in time and memory linear in the voxels.
 
-A path lists flat indices in C order, as `np.ravel_multi_index` counts, in the order visited. It is
-kept for the next call with the same shape, and so cannot be written to.
+A path lists flat indices in C order, as `np.ravel_multi_index` counts, in the order visited. The
+last one is kept for the next call with the same shape, and so cannot be written to.
 """
 
 import functools
@@ -118,7 +118,7 @@ def checked(where: str, shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=1)  # 4 bytes for each voxel, of which there may be 10^8
 def _kept(curve: Callable[[tuple[int, ...]], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     return read_only(curve(shape))
 

@@ -100,8 +100,8 @@ def permutation(order: str, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarra
 
     Returns:
       indices: the flat index, in C order, of the voxel visited at each step, (t,), of int32 where
-        that holds it. inverse: the step at which each voxel is visited, (t,). Both are kept for the
-        next call, and so cannot be written to.
+        that holds it. inverse: the step at which each voxel is visited, (t,). The last two are kept
+        for the next call, and so cannot be written to.
 
     Raises:
       ShapeError: shape is not one to three positive integers.
@@ -117,7 +117,7 @@ def permutation(order: str, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarra
     return permuted(parse("permutation", order, len(sizes)), sizes)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=1)  # 8 bytes for each voxel, of which there may be 10^8
 def permuted(order: Order, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """`permutation` of what is known to be right."""
     indices = np.arange(math.prod(shape)).reshape(shape).transpose(order.axes).ravel()

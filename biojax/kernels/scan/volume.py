@@ -44,6 +44,11 @@ def traverse(x: Array, order: str) -> Array:
       ShapeError: x has no or too many spatial axes, or no voxel.
       ConfigError: no order of that name for as many axes.
 
+    Raster orders need no memory beside x and y. A curve has two tables of 4 bytes a voxel, there
+    and back. Every program holds those of its curves, the second one for gradients or if it goes
+    back: 1 GB a curve for 512^3 voxels. For the next call those of the last curve are kept, with
+    4 bytes a voxel more: 1.6 GB; they take several times that while they are made.
+
     >>> x = jnp.arange(6).reshape(1, 2, 3, 1)
     >>> traverse(x, "xy")[0, :, 0].tolist()
     [0, 3, 1, 4, 2, 5]
