@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,7 @@ class SelectiveSSM(nn.Module):
       rank: of W_x W_dt, the matrix that delta is made by: the size of s.
       state_size: n, states of each channel.
       reverse: run from the last step to the first.
+      chunk: steps whose states are in memory together; see `biojax.kernels.selective_scan`.
       axis_name: of a mesh, over which the steps are spread; inside of `jax.shard_map`.
       dtype: of the computation; states are float32 at least.
       param_dtype: of the parameters.
@@ -47,6 +49,7 @@ class SelectiveSSM(nn.Module):
     rank: int
     state_size: int = 16
     reverse: bool = False
+    chunk: int | None = None
     axis_name: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -75,6 +78,7 @@ class SelectiveSSM(nn.Module):
             delta_bias=bias.astype(wide),
             delta_softplus=True,
             reverse=self.reverse,
+            chunk=self.chunk,
             axis_name=self.axis_name,
         )
         return y
@@ -96,6 +100,7 @@ class MambaBlock(nn.Module):
       expansion_ratio: width of x and z over that of the input.
       state_size: states of each channel.
       kernel_size: of the convolutions.
+      chunk: of each `SelectiveSSM`.
       axis_name: of a mesh, over which the tokens of sequences are spread, kernel_size - 1 or more
         on each device; inside of `jax.shard_map`. Orders are then "x" and "-x".
       dtype: of the computation; states are float32 at least.
@@ -103,6 +108,7 @@ class MambaBlock(nn.Module):
 
     Raises:
       ConfigError: no such order of so many axes, or no such merge.
+      ShapeError: fewer tokens on a device than the convolution reads before them.
       UnsupportedError: a volume over an axis of a mesh.
 
     Sources: Gu and Dao, "Mamba", COLM 2024, section 3.4; Zhu et al., "Vision Mamba", ICML 2024,
@@ -114,6 +120,7 @@ class MambaBlock(nn.Module):
     expansion_ratio: float = 2.0
     state_size: int = 16
     kernel_size: int = 4
+    chunk: int | None = None
     axis_name: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -133,12 +140,13 @@ class MambaBlock(nn.Module):
             )
         inner = int(self.expansion_ratio * c)
         orders = self.orders or ("zyx"[-(u.ndim - 2) :],)
+        make_ssm = partial(SelectiveSSM, _rank(c), self.state_size, chunk=self.chunk, **kind)
         x, z = jnp.split(nn.Dense(2 * inner, use_bias=False, name="in", **kind)(u), 2, axis=-1)
 
         def layers(i: int, padding, **more):
             depthwise = {"feature_group_count": inner, "padding": padding, "name": f"conv{i}"}
             conv = Conv(inner, self.kernel_size, **depthwise, **kind)
-            return conv, SelectiveSSM(_rank(c), self.state_size, name=f"ssm{i}", **more, **kind)
+            return conv, make_ssm(name=f"ssm{i}", **more)
 
         def whole(i: int):
             conv, ssm = layers(i, [(self.kernel_size - 1, 0)])
@@ -148,8 +156,8 @@ class MambaBlock(nn.Module):
             conv, ssm = layers(i, "VALID", reverse=reverse, axis_name=axis_name)
             axes = (1,) if reverse else ()
 
-            def run(tokens: Array) -> Array:
-                seen = with_tokens_before(tokens, self.kernel_size - 1, axis_name, reverse)
+            def run(own: Array) -> Array:
+                seen = with_tokens_before("MambaBlock", own, self.kernel_size, axis_name, reverse)
                 return ssm(nn.silu(jnp.flip(conv(jnp.flip(seen, axes)), axes)))
 
             return run
@@ -268,6 +276,7 @@ class VSSBlock(nn.Module):
       kernel_size: of the convolution, odd.
       mlp_ratio: width of the hidden layer over that of the input.
       drop_path_rate: share of images whose branch is left out, while training.
+      chunk: of each `SelectiveSSM`.
       dtype: of the computation; states are float32 at least.
       param_dtype: of the parameters.
 
@@ -284,6 +293,7 @@ class VSSBlock(nn.Module):
     kernel_size: int = 3
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.0
+    chunk: int | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -306,10 +316,8 @@ class VSSBlock(nn.Module):
             name="conv",
             **kind,
         )
-        scans = [
-            SelectiveSSM(_rank(c), self.state_size, name=f"ssm{i}", **kind)
-            for i in range(len(orders))
-        ]
+        make_ssm = partial(SelectiveSSM, _rank(c), self.state_size, chunk=self.chunk, **kind)
+        scans = [make_ssm(name=f"ssm{i}") for i in range(len(orders))]
         y = scan_volume(nn.silu(conv(y)), scans, orders, merge="sum")
         y = make_norm("layer", layer_name="norm_scan", **kind)(y)
         x = x + drop(nn.Dense(c, use_bias=False, name="out", **kind)(y))

@@ -34,7 +34,7 @@ def inputs(seed: int, t: int, groups: int | None = None, softplus: bool = True) 
     return {name: v.astype(np.float32) for name, v in values.items()}
 
 
-def expected(given: dict, softplus: bool, reverse: bool):
+def expected(value_and_gradients, given: dict, softplus: bool, reverse: bool):
     """The reference in float64: outputs, last state and gradients."""
 
     def run(given):
@@ -48,13 +48,18 @@ def expected(given: dict, softplus: bool, reverse: bool):
         return [np.asarray(v) for v in value_and_gradients(run, given)]
 
 
-def value_and_gradients(run, given):
-    def scalar(given):
-        y, h = run(given)
-        return jnp.sum(jnp.sin(y.astype(h.dtype))) + jnp.sum(jnp.cos(h)), (y, h)
+@pytest.fixture(scope="module")
+def value_and_gradients(quickly):
+    def call(run, given):
+        def scalar(given):
+            y, h = run(given)
+            return jnp.sum(jnp.sin(y.astype(h.dtype))) + jnp.sum(jnp.cos(h)), (y, h)
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(scalar, has_aux=True))(given)
-    return *out, *(gradients[name] for name in sorted(gradients))
+        both = jax.jit(jax.value_and_grad(scalar, has_aux=True), compiler_options=quickly)
+        (_, out), gradients = both(given)
+        return *out, *(gradients[name] for name in sorted(gradients))
+
+    return call
 
 
 def check(got, want, tolerance=2e-5):
@@ -70,14 +75,30 @@ def check(got, want, tolerance=2e-5):
     ("t", "groups", "softplus", "reverse", "chunk"),
     [(1, None, True, False, None), (7, None, False, True, 3), (7, G, True, False, 3)],
 )
-def test_against_the_loop(implementation, t, groups, softplus, reverse, chunk):
+def test_against_the_loop(implementation, t, groups, softplus, reverse, chunk, value_and_gradients):
     given = inputs(0, t, groups, softplus)
     options = {"delta_softplus": softplus, "reverse": reverse, "chunk": chunk}
 
     def run(given):
         return selective_scan(**given, **options, implementation=implementation)
 
-    check(value_and_gradients(run, given), expected(given, softplus, reverse))
+    want = expected(value_and_gradients, given, softplus, reverse)
+    check(value_and_gradients(run, given), want)
+
+
+def test_gradients_against_finite_differences(quickly):
+    def scalar(given):
+        y, h = selective_scan(**given, delta_softplus=True, chunk=2)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.cos(h))
+
+    with jax.enable_x64():
+        given, way = ({k: v.astype(float) for k, v in inputs(i, 3, G).items()} for i in (9, 10))
+        run = jax.jit(jax.value_and_grad(scalar), compiler_options=quickly)
+        _, gradients = run(given)
+        ends = (run({k: v + e * way[k] for k, v in given.items()})[0] for e in (1e-5, -1e-5))
+        after, before = map(float, ends)
+    slope = sum(np.vdot(gradients[k], way[k]) for k in given)
+    np.testing.assert_allclose((after - before) / 2e-5, slope, rtol=1e-7)
 
 
 def test_what_is_left_out_counts_for_nothing():
@@ -101,7 +122,7 @@ def test_bfloat16_holds_states_in_float32():
 
 
 @both
-def test_extreme_steps_stay_finite(implementation):
+def test_extreme_steps_stay_finite(implementation, value_and_gradients):
     given = inputs(3, 6)
     given["delta"] = np.where(np.arange(6)[:, None] % 2, 1e4, -1e4) * np.ones((2, 6, C), np.float32)
 
@@ -126,17 +147,18 @@ def test_single_steps_make_the_whole(groups):
     np.testing.assert_allclose(h, last, rtol=1e-5, atol=1e-6)
 
 
-def test_the_states_of_all_steps_are_never_held(memory):
-    t, c, n = 4096, 64, 16
+@pytest.mark.parametrize(("b", "t", "c"), [(1, 4096, 64), (64, 1024, 384)])
+def test_the_states_of_all_steps_are_never_held(memory, b, t, c):
+    n = 16
 
     def run(u, delta, A, B, C):
         return selective_scan(u, delta, A, B, C)[0]
 
-    shapes = (1, t, c), (1, t, c), (c, n), (1, t, n), (1, t, n)
+    shapes = (b, t, c), (b, t, c), (c, n), (b, t, n), (b, t, n)
     forward, backward = memory(run, *shapes)
-    touched = 4 * (3 * t * c + 2 * t * n)  # inputs and outputs
+    touched = 4 * b * (3 * t * c + 2 * t * n)  # inputs and outputs
     assert forward < 2 * touched
-    assert backward < 4 * touched < 4 * t * c * n
+    assert backward < 4 * touched < 4 * b * t * c * n
 
 
 @both
@@ -160,7 +182,9 @@ def test_compile_once(compiles_once):
         for k, v in inputs(6, 3, softplus=False).items()
         if k in ["u", "delta", "A", "B", "C"]
     ]
-    compiles_once(functools.partial(selective_scan, chunk=2), *given)
+    run = functools.partial(selective_scan, chunk=2)
+    compiles_once(run, *given)
+    compiles_once(jax.grad(lambda *given: run(*given)[0].sum(), range(5)), *given)
 
 
 @pytest.mark.parametrize(

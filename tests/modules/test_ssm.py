@@ -265,6 +265,8 @@ def test_blocks_are_left_out_only_while_training(with_parameters, run):
     [
         (MambaBlock(("zyx",)), X, BiojaxError, "zyx"),
         (MambaBlock(merge="men"), X, ConfigError, "Did you mean .mean."),
+        (MambaBlock(chunk=0), X, ConfigError, "chunk=0"),
+        (VSSBlock(chunk=0), IMAGE, ConfigError, "chunk=0"),
         (Mamba2Block(3), X, ConfigError, "head_size=3 and num_groups=1 for 8 inner channels"),
         (Mamba2Block(4, num_groups=3), X, ConfigError, "num_groups=3"),
     ],

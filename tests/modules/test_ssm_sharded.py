@@ -15,33 +15,35 @@ from biojax.modules import MambaBlock
 FIELDS = {"orders": ("x", "-x"), "state_size": 3, "kernel_size": 3}
 
 
-def test_a_spread_sequence_gives_the_same(quickly):
+def test_a_spread_sequence_gives_the_same(quickly, with_parameters):
     mesh = jax.make_mesh((8,), ("t",), (AxisType.Auto,))
     u = jnp.asarray(np.random.default_rng(0).standard_normal((2, 24, 4)), jnp.float32)
-    variables = MambaBlock(**FIELDS).init(jax.random.key(0), u)
+    variables = with_parameters(MambaBlock(**FIELDS), u)
     time = P(None, "t")
     whole = MambaBlock(**FIELDS).apply
     spread = jax.shard_map(
         MambaBlock(**FIELDS, axis_name="t").apply, mesh=mesh, in_specs=(P(), time), out_specs=time
     )
 
-    def run(apply):
+    def compiled(apply, u):
         def scalar(variables, u):
             y = apply(variables, u)
             return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
 
-        return jax.jit(jax.value_and_grad(scalar, (0, 1), has_aux=True), compiler_options=quickly)
+        gradients = jax.jit(jax.value_and_grad(scalar, (0, 1), has_aux=True))
+        return gradients.lower(variables, u).compile(quickly)
 
-    want, got = (jax.tree.leaves(run(apply)(variables, u)) for apply in (whole, spread))
+    programs = [compiled(apply, u) for apply in (whole, spread)]
+    want, got = (jax.tree.leaves(program(variables, u)) for program in programs)
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
 
-    def moved(t: int) -> list[str]:
-        arrays = variables, jax.ShapeDtypeStruct((2, t, 4), jnp.float32)
-        text = str(run(spread).lower(*arrays).compile().as_text())
+    def moved(program) -> list[str]:
+        text = str(program.as_text())
         return sorted(re.findall(r"= (\S+) (?:all-|collective-)[\w-]+\(", text))
 
-    assert moved(24) == moved(48)  # states, halos and gradients of weights
+    longer = compiled(spread, jax.ShapeDtypeStruct((2, 48, 4), jnp.float32))
+    assert moved(programs[1]) == moved(longer)  # states, halos and gradients of weights
 
 
 def test_volumes_are_not_spread():

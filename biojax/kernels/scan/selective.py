@@ -1,5 +1,6 @@
 """Mamba's selective state space: a linear recurrence whose step size and ports follow the input."""
 
+import math
 from functools import partial
 
 import jax
@@ -17,9 +18,6 @@ from biojax.kernels.scan.sharded import states_between
 from biojax.typing import Array
 
 __all__ = ["selective_scan", "selective_step"]
-
-# What the states of a chunk may take: in cache with others of their size, on the CPUs of today.
-CHUNK_BYTES = 2 * 2**20
 
 
 def selective_scan(
@@ -57,7 +55,8 @@ def selective_scan(
       delta_softplus: make step sizes positive.
       h0: state before the first step, (b, c, n); zeros if None.
       reverse: run from the last step to the first.
-      chunk: steps whose states are in memory together; by the size of a state if None.
+      chunk: steps whose states are in memory together; the square root of t if None, with which
+        the fewest states are kept.
       axis_name: inside of `jax.shard_map`, the axis of the mesh over which time is spread; h0 and
         h_last are the same on all devices, all else with a time is this device's part.
       implementation: of the recurrence in a chunk: "sequential", "associative", or None to choose.
@@ -71,7 +70,8 @@ def selective_scan(
 
     States are in at least float32, whatever the inputs: in 16 bits they are known to give NaN.
     Time is linear in t. States of (b, c, n) are kept one for each chunk, for the gradient, and all
-    of one chunk at a time; never those of all steps.
+    of one chunk at a time; never those of all steps. Over an axis of the mesh each device runs its
+    part twice, without D and z at first, to learn the state that the part begins with.
     Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces", COLM
     2024, section 3.2 and algorithm 2.
 
@@ -84,8 +84,7 @@ def selective_scan(
     groups = _check(where, 3, u, delta, A, B, C, D, z, delta_bias)
     b = u.shape[0]
     h0 = initial_state(where, "h0", h0, (b, *A.shape), u.dtype)
-    if chunk is None:
-        chunk = max(1, CHUNK_BYTES // max(1, h0.size * h0.dtype.itemsize))
+    chunk = math.isqrt(u.shape[1]) if chunk is None else chunk
     check_chunk(where, chunk)
     B, C = (part.reshape(b, part.shape[1], groups, -1) for part in (B, C))
     chunks = {"sequential": sequential_selective.scan, "associative": _associative}
@@ -95,9 +94,9 @@ def selective_scan(
     if axis_name is None:
         return run(u, delta, z, B, C, A, D, delta_bias, h0, *rest)
     # What this device's part does to a state: all of it by one decay, and what it adds to zeros.
-    size = delta if delta_bias is None else delta + delta_bias
+    size = delta.astype(h0.dtype) + (0 if delta_bias is None else delta_bias)
     size = jax.nn.softplus(size) if delta_softplus else size
-    decay = jnp.exp(size.astype(h0.dtype).sum(1)[..., None] * A)
+    decay = jnp.exp(size.sum(1)[..., None] * A)
     _, added = run(u, delta, None, B, C, A, None, delta_bias, jnp.zeros_like(h0), *rest)
     first, last = states_between(decay, added, h0, axis_name, reverse)
     y, _ = run(u, delta, z, B, C, A, D, delta_bias, first, *rest)
@@ -153,7 +152,8 @@ def _rule() -> tuple[str, str]:
     return "associative", f"log(chunk) parallel steps on {platform()}"
 
 
-@partial(jax.jit, static_argnums=(0, 10, 11, 12), inline=True)
+# Not inlined: then gradients outside of a larger jit would be compiled anew at every call.
+@partial(jax.jit, static_argnums=(0, 10, 11, 12))
 def _scan(of_chunk, u, delta, z, B, C, A, D, bias, h0, softplus, reverse, chunk):
     """States are (b, n, g, c / g) in here: channels last, by group."""
     given = [v for v in (u, delta, z, B, C, A, D, bias, h0) if v is not None]

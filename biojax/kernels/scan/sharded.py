@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from biojax.errors import ShapeError
 from biojax.kernels.conv.blocks import varying
 from biojax.typing import Array
 
@@ -49,11 +50,26 @@ def states_between(
     return jnp.where(rank == 0, h0, before), last
 
 
-def with_tokens_before(x: Array, count: int, axis_name: str, reverse: bool) -> Array:
-    """This device's tokens (b, t, c) behind the last `count` of the device before; zeros for none.
+def with_tokens_before(
+    where: str, x: Array, kernel_size: int, axis_name: str, reverse: bool
+) -> Array:
+    """This device's tokens (b, t, c) behind those that a causal convolution reads before them.
 
-    With `reverse` they stand after its own: the first ones of the device after it.
+    These are the last kernel_size - 1 of the device before; zeros for none. With `reverse` they
+    stand after its own: the first ones of the device after it. `where` is the layer that asks.
+
+    Raises:
+      ShapeError: a device has fewer tokens than are read of it.
     """
+    count = kernel_size - 1
+    if x.shape[1] < count:
+        raise ShapeError(
+            where,
+            f"{x.shape[1]} tokens on each device and kernel_size={kernel_size}",
+            f"at least {count} tokens on each device",
+            "Spread the sequence over fewer devices, or convolve with a smaller kernel",
+            f"kernel_size={x.shape[1] + 1}",
+        )
     edge = x[:, :count] if reverse else x[:, x.shape[1] - count :]
     halo = _from_before(edge, 1, axis_name, reverse)
     return jnp.concatenate([x, halo] if reverse else [halo, x], axis=1)
@@ -75,9 +91,10 @@ def linear_scan(
 
 
 def _forward(run, axis_name, reverse, a, b, h0):
-    _, added = run(a, b, varying(jnp.zeros_like(h0), a, b), reverse)
-    decay = jnp.prod(a.astype(h0.dtype), axis=0)
-    first, last = states_between(decay, added.astype(h0.dtype), h0, axis_name, reverse)
+    wide = h0.dtype  # runs return their last state in the dtype of their input
+    _, added = run(a, b.astype(wide), varying(jnp.zeros_like(h0), a, b), reverse)
+    decay = jnp.prod(a.astype(wide), axis=0)
+    first, last = states_between(decay, added, h0, axis_name, reverse)
     h, _ = run(a, b, first, reverse)
     return (h, last.astype(b.dtype)), (a, h, first, h0)
 
@@ -93,8 +110,8 @@ def _backward(run, axis_name, reverse, saved, cotangents):
     olds = _following(h, first.astype(h.dtype), reverse)
     count, rank = lax.axis_size(axis_name), lax.axis_index(axis_name)
     step, begins = (-1, rank == count - 1) if reverse else (0, rank == 0)
-    dh0 = lax.psum(jnp.where(begins, a[step] * db[step], 0), axis_name)
-    return (db * olds).astype(a.dtype), db, dh0.astype(h0.dtype)
+    dh0 = lax.psum(jnp.where(begins, a[step].astype(h0.dtype) * db[step], 0), axis_name)
+    return (db * olds).astype(a.dtype), db, dh0
 
 
 linear_scan.defvjp(_forward, _backward)
