@@ -106,7 +106,7 @@ def step(state: State, q, k, v, i, log_f, precision: Precision) -> tuple[Array, 
 
 def _stabiliser(carried: Array, entering: Array) -> Array:
     """The next m, a number also where all is forgotten and nothing taken in."""
-    return lax.stop_gradient(jnp.maximum(jnp.maximum(carried, entering), LEAST))
+    return lax.stop_gradient(jnp.maximum(carried, jnp.maximum(entering, LEAST)))
 
 
 def _divisor(norm: Array, m: Array) -> Array:
