@@ -56,8 +56,10 @@ def read_clip(path: Path, least: int) -> np.ndarray:
             fragments.append(data[at + 8 : at + 8 + length])
             at += 8 + length
         frames: list[np.ndarray] = []
-        fragments = [b for a, b in itertools.pairwise(fragments) if a != b]
-        for fragment in fragments:
+        # The first item is the table of offsets, no frame: it is never the second of a pair.
+        for before, fragment in itertools.pairwise(fragments):
+            if fragment == before:
+                continue
             with image.open(io.BytesIO(fragment), formats=["JPEG"]) as frame:
                 shape = frame.size[::-1]
                 if max(shape) > _LARGEST or (frames and shape != frames[0].shape):
