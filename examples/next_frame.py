@@ -239,24 +239,33 @@ def report(folder: Path, about: str, header: Sequence[str], rows: Sequence[Seque
 
 def draw(path: Path, frames: Mapping[str, np.ndarray], truth: np.ndarray) -> None:
     """The held-out frame that changed most, as every method has it, and the errors of all."""
-    figure = require("matplotlib.figure", "train").Figure(figsize=(14, 8), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1))
-    errors = {name: ((found - truth) ** 2).mean((1, 2)) for name, found in frames.items()}
+    figure = require("matplotlib.figure", "train").Figure(figsize=(11, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 2))
+    errors = {name: 1000 * ((found - truth) ** 2).mean((1, 2)) for name, found in frames.items()}
     most = int(errors["last frame"].argmax())
     above, below = top.subplots(2, len(frames) + 1)
-    above[0].imshow(truth[most], cmap="gray", vmin=0, vmax=1)
-    above[0].set_title("truth")
+    grey = {"cmap": "gray", "vmin": 0, "vmax": float(np.quantile(truth, 0.998))}
+    above[0].imshow(truth[most], **grey)
+    above[0].set_title("the frame itself")
     for (name, found), over, under in zip(frames.items(), above[1:], below[1:], strict=True):
-        over.imshow(found[most], cmap="gray", vmin=0, vmax=1)
-        over.set_title(name)
-        under.imshow(found[most] - truth[most], cmap="RdBu", vmin=-0.4, vmax=0.4)
+        over.imshow(found[most], **grey)
+        over.set_title(f"{name}\nMSE x 1000: {errors[name][most]:.2f}", fontsize="medium")
+        under.imshow(found[most] - truth[most], cmap="RdBu_r", vmin=-0.4, vmax=0.4)
+    scale = top.colorbar(below[1].images[0], ax=below[0], fraction=0.5)
+    scale.set_label("prediction - frame")
     for axes in (*above, *below):
         axes.axis("off")
+    top.suptitle(
+        f"Held-out frame {most + 1} of {len(truth)}, the one that changed most, as predicted from "
+        f"the {SHOWN} before it; one grey scale for all"
+    )
     axes = bottom.subplots()
     for name, values in errors.items():
-        axes.plot(range(1, len(truth) + 1), 1000 * values, marker="o", label=name)
+        axes.plot(range(1, len(truth) + 1), values, marker="o", label=name)
+    axes.axvline(most + 1, color="grey", linestyle=":", label="shown above")
     axes.set(xlabel="held-out frame", ylabel="MSE x 1000", ylim=(0, None))
-    axes.legend()
+    axes.set_xticks(range(1, len(truth) + 1))
+    axes.legend(ncols=3, loc="lower right")
     with replacing(path, overwrite=True) as temporary:
         figure.savefig(temporary, dpi=80)
 
