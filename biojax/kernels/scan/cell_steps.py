@@ -1,14 +1,13 @@
 """One step of each cell, and its gradient by hand.
 
-The gates are one hyperbolic tangent of all of them, since sigmoid(x) = (1 + tanh(x / 2)) / 2: on
-CPU that halved the time of an LSTM's steps (jaxlib 0.10.2).
+Gates are arrays of their own throughout. Cut out of one array at every step, XLA on CPU (jaxlib
+0.10.2) took 23 ms in place of 13 for 256 steps of a GRU of 8 x 256.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from biojax.kernels.scan.products import State, Weights, gradient, of_state, product
 from biojax.typing import Array, Precision
@@ -16,12 +15,15 @@ from biojax.typing import Array, Precision
 __all__ = ["ACTIVATIONS", "GRU", "GRU_BEFORE", "LSTM", "RNN", "Cell"]
 
 
+Gates = tuple[Array, ...]
+
+
 class Cell(NamedTuple):
     """How a cell steps, and how gradients go back through the step.
 
     Args:
       step: (p, state, weights, precision) to the next state, whose first part is the output, and
-        the gates, which are kept for the gradient; p is x_t W_x + bias.
+        the gates, which are kept for the gradient; p is x_t W_x + bias, an array for each gate.
       back: w_h to what `pull` multiplies by. Once for all steps: a product with a transposed
         matrix is slower on CPU than one with a matrix that was transposed before.
       pull: (gradient of the state after, gates, state before, state after, `back`'s result,
@@ -46,8 +48,8 @@ ACTIVATIONS = {
 def _rnn(activation: str) -> Cell:
     function, slope = ACTIVATIONS[activation]
 
-    def step(p: Array, state: State, weights: Weights, precision) -> tuple[State, None]:
-        return (function(p + of_state(state[0], weights, precision)),), None
+    def step(p: Gates, state: State, weights: Weights, precision) -> tuple[State, None]:
+        return (function(p[0] + of_state(state[0], weights, precision)),), None
 
     def pull(dstate: State, gates: None, old: State, new: State, back: Array, precision):
         dpre = dstate[0] * slope(new[0])
@@ -57,24 +59,18 @@ def _rnn(activation: str) -> Cell:
 
 
 def _lstm_step(
-    p: Array, state: State, weights: Weights, precision: Precision
-) -> tuple[State, Array]:
+    p: Gates, state: State, weights: Weights, precision: Precision
+) -> tuple[State, Gates]:
     h, c = state
-    pre = p + of_state(h, weights, precision)
-    half = np.repeat(np.array([0.5, 0.5, 1, 0.5], pre.dtype), h.shape[-1])
-    gates = jnp.tanh(pre * half)
-    i, f, g, o = _lstm_gates(gates)
+    q = jnp.split(of_state(h, weights, precision), 4, axis=-1)
+    i, f, g, o = (x + y for x, y in zip(p, q, strict=True))
+    i, f, g, o = _sigmoid(i), _sigmoid(f), jnp.tanh(g), _sigmoid(o)
     c = f * c + i * g
-    return (o * jnp.tanh(c), c), gates
+    return (o * jnp.tanh(c), c), (i, f, g, o)
 
 
-def _lstm_gates(tanh: Array) -> tuple[Array, ...]:
-    i, f, g, o = jnp.split(tanh, 4, axis=-1)
-    return _half(i), _half(f), g, _half(o)
-
-
-def _lstm_pull(dstate: State, gates: Array, old: State, new: State, back: Array, precision):
-    (dh, dc), (i, f, g, o), shown = dstate, _lstm_gates(gates), jnp.tanh(new[1])
+def _lstm_pull(dstate: State, gates: Gates, old: State, new: State, back: Array, precision):
+    (dh, dc), (i, f, g, o), shown = dstate, gates, jnp.tanh(new[1])
     dc = dc + dh * o * (1 - shown * shown)
     di, df = dc * g * i * (1 - i), dc * old[1] * f * (1 - f)
     dg, do = dc * i * (1 - g * g), dh * shown * o * (1 - o)
@@ -82,31 +78,16 @@ def _lstm_pull(dstate: State, gates: Array, old: State, new: State, back: Array,
     return dpre, (product(dpre, back, precision), dc * f)
 
 
-_Gates = tuple[Array, Array, Array, Array]
-
-
 def _gru_step(
-    p: Array, state: State, weights: Weights, precision: Precision
-) -> tuple[State, _Gates]:
-    (h,), q = state, of_state(state[0], weights, precision)
-    r, z = _gru_gates(p, q)
-    n = jnp.tanh(_third(p) + r * _third(q))
-    return ((1 - z) * n + z * h,), (r, z, n, _third(q))
+    p: Gates, state: State, weights: Weights, precision: Precision
+) -> tuple[State, Gates]:
+    (h,), q = state, jnp.split(of_state(state[0], weights, precision), 3, axis=-1)
+    r, z = _sigmoid(p[0] + q[0]), _sigmoid(p[1] + q[1])
+    n = jnp.tanh(p[2] + r * q[2])
+    return ((1 - z) * n + z * h,), (r, z, n, q[2])
 
 
-def _gru_gates(p: Array, q: Array) -> tuple[Array, Array]:
-    """Gates r and z, of the first two thirds of p and q."""
-    wide = p.shape[-1] // 3 * 2
-    r, z = jnp.split(_half(jnp.tanh(0.5 * (p[..., :wide] + q[..., :wide]))), 2, axis=-1)
-    return r, z
-
-
-def _third(v: Array) -> Array:
-    """The candidate's part of three."""
-    return v[..., v.shape[-1] // 3 * 2 :]
-
-
-def _gru_pull(dstate: State, gates: _Gates, old: State, new: State, back: Array, precision):
+def _gru_pull(dstate: State, gates: Gates, old: State, new: State, back: Array, precision):
     (dh,), (r, z, n, q_n), (h,) = dstate, gates, old
     dn = dh * (1 - z) * (1 - n * n)
     dgates = jnp.concatenate([dn * q_n * r * (1 - r), dh * (h - n) * z * (1 - z)], axis=-1)
@@ -114,7 +95,7 @@ def _gru_pull(dstate: State, gates: _Gates, old: State, new: State, back: Array,
     return (dgates, dn), (dh * z + product(dq, back, precision),)
 
 
-def _gru_gradients(dpre: tuple[Array, Array], gates: _Gates, olds: State, w_h: Array, precision):
+def _gru_gradients(dpre: tuple[Array, Array], gates: Gates, olds: State, w_h: Array, precision):
     (dgates, dn), r = dpre, gates[0]
     dq = jnp.concatenate([dgates, dn * r], axis=-1)
     dp, dw_h = jnp.concatenate([dgates, dn], axis=-1), gradient(olds[0], dq, w_h, precision)
@@ -124,11 +105,12 @@ def _gru_gradients(dpre: tuple[Array, Array], gates: _Gates, olds: State, w_h: A
 # Reset before the product: a second one, of r h, follows the first.
 
 
-def _before_step(p: Array, state: State, weights: Weights, precision: Precision):
+def _before_step(p: Gates, state: State, weights: Weights, precision: Precision):
     (h,), (w_gates, w_n) = state, _split(weights.w_h)
-    r, z = _gru_gates(p, product(h, w_gates, precision))
-    bias_n = 0 if weights.bias_h is None else _third(weights.bias_h)
-    n = jnp.tanh(_third(p) + product(r * h, w_n, precision) + bias_n)
+    q = jnp.split(product(h, w_gates, precision), 2, axis=-1)
+    r, z = _sigmoid(p[0] + q[0]), _sigmoid(p[1] + q[1])
+    bias_n = 0 if weights.bias_h is None else weights.bias_h[2 * h.shape[-1] :]
+    n = jnp.tanh(p[2] + product(r * h, w_n, precision) + bias_n)
     return ((1 - z) * n + z * h,), (r, z, n)
 
 
@@ -163,8 +145,9 @@ def _split(w_h: Array) -> tuple[Array, Array]:
     return w_h[:, :wide], w_h[:, wide:]
 
 
-def _half(tanh: Array) -> Array:
-    return 0.5 * tanh + 0.5
+def _sigmoid(x: Array) -> Array:
+    # Faster on CPU than by an exponential and a division.
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 RNN = {name: _rnn(name) for name in ACTIVATIONS}

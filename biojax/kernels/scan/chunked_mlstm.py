@@ -38,7 +38,7 @@ def parallel(*args) -> tuple[Array, ...]:
     return _by_chunks(_matrices, *args, args[0].shape[1], reverse, precision)
 
 
-@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse", "precision"], inline=True)
+@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse", "precision"])
 def _by_chunks(of_chunk, query, key, value, i, f, C, n, m, scale, chunk, reverse, precision):
     wide = accumulator(value.dtype)
 

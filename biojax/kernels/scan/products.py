@@ -35,9 +35,14 @@ def product(v: Array, w: Array, precision: Precision) -> Array:
 
 def gradient(v: Array, dy: Array, w: Array, precision: Precision) -> Array:
     """Of w in V W, over all steps at once: v is (t, b, c), dy (t, b, f)."""
-    v, dy = v.astype(w.dtype), dy.astype(w.dtype)
+
+    def rows(x: Array) -> Array:
+        # One axis to sum over: XLA on CPU took 7 ms for 2,048 rows of 256 and 1,024, and 11 ms for
+        # 256 times 8 of them. The batch is its slower part, so that parts of it on devices stay.
+        return x.astype(w.dtype).swapaxes(0, 1).reshape(-1, x.shape[-1])
+
     wide = accumulator(w.dtype)
-    dw = jnp.einsum("tbc,tbf->cf", v, dy, precision=precision, preferred_element_type=wide)
+    dw = jnp.matmul(rows(v).T, rows(dy), precision=precision, preferred_element_type=wide)
     return dw.astype(w.dtype)
 
 

@@ -161,6 +161,7 @@ def _scan(of_chunk, u, delta, z, B, C, A, D, bias, h0, softplus, reverse, chunk)
     wide, groups = accumulator(u.dtype), B.shape[2]
     by_group = (*A.shape[1:], groups, -1)
     A = A.astype(wide).T.reshape(by_group)
+    D = None if D is None else D.astype(wide)  # here, so that chunks add up its gradient in it
 
     def run(h, u, delta, B, C, *gate):
         u, delta, B, C, *gate = (
@@ -172,7 +173,7 @@ def _scan(of_chunk, u, delta, z, B, C, A, D, bias, h0, softplus, reverse, chunk)
         y, last = of_chunk(delta.reshape(split), (delta * u).reshape(split), A, *ports, h)
         y = y.reshape(u.shape)
         if D is not None:
-            y += D.astype(wide) * u
+            y += D * u
         if gate:
             y *= jax.nn.silu(gate[0])
         return jnp.moveaxis(y, 0, 1), last

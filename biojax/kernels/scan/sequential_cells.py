@@ -28,7 +28,7 @@ __all__ = ["gru", "lstm", "rnn"]
 
 
 @split_as_input
-@partial(jax.jit, static_argnums=(6, 7, 8, 9), inline=True)
+@partial(jax.jit, static_argnums=(6, 7, 8, 9))
 def rnn(
     x, w_x, w_h, bias, h0, lengths, activation: str, reverse: bool, chunk: int | None, precision
 ):
@@ -39,7 +39,7 @@ def rnn(
 
 
 @split_as_input
-@partial(jax.jit, static_argnums=(7, 8, 9), inline=True)
+@partial(jax.jit, static_argnums=(7, 8, 9))
 def lstm(x, w_x, w_h, bias, h0, c0, lengths, reverse: bool, chunk: int | None, precision):
     """The state is (h, c), of (b, f) each."""
     weights = Weights(w_x, bias, w_h)
@@ -47,7 +47,7 @@ def lstm(x, w_x, w_h, bias, h0, c0, lengths, reverse: bool, chunk: int | None, p
 
 
 @split_as_input
-@partial(jax.jit, static_argnums=(7, 8, 9, 10), inline=True)
+@partial(jax.jit, static_argnums=(7, 8, 9, 10))
 def gru(
     x, w_x, w_h, bias, bias_n, h0, lengths, reset: str, reverse: bool, chunk: int | None, precision
 ):
@@ -140,5 +140,8 @@ def _scan_bwd(cell, reverse, precision, saved, cotangents):
 _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
-def _of_inputs(x: Array, weights: Weights, precision: Precision) -> Array:
-    return product(x, weights.w_x, precision) + weights.bias
+def _of_inputs(x: Array, weights: Weights, precision: Precision) -> list[Array]:
+    """X W_x + bias of all steps, an array for each gate."""
+    p = product(x, weights.w_x, precision) + weights.bias
+    f, wide = weights.w_h.shape
+    return jnp.split(p, wide // f, axis=-1)

@@ -93,7 +93,7 @@ _GRU = _Cell(_gru_forward, _gru_backward, _gru_share)
 
 
 @split_as_input
-@partial(jax.jit, static_argnames=["reverse", "precision", "chunk"], inline=True)
+@partial(jax.jit, static_argnames=["reverse", "precision", "chunk"])
 def conv_lstm(
     x, w_x, w_h, bias, h0, c0, reverse: bool, precision: Precision, chunk: int | None
 ) -> tuple[Array, State]:
@@ -102,7 +102,7 @@ def conv_lstm(
 
 
 @split_as_input
-@partial(jax.jit, static_argnames=["reverse", "precision", "chunk"], inline=True)
+@partial(jax.jit, static_argnames=["reverse", "precision", "chunk"])
 def conv_gru(
     x, w_x, w_h, bias, h0, reverse: bool, precision: Precision, chunk: int | None
 ) -> tuple[Array, Array]:

@@ -29,7 +29,7 @@ State = tuple[Array, Array, Array, Array]
 
 
 @split_as_input
-@partial(jax.jit, static_argnames=["reverse", "chunk", "precision"], inline=True)
+@partial(jax.jit, static_argnames=["reverse", "chunk", "precision"])
 def slstm(
     gates, w_h, h, c, n, m, reverse: bool, chunk: int | None, precision: Precision
 ) -> tuple[Array, State]:

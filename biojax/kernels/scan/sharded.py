@@ -19,6 +19,7 @@ from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.conv.blocks import varying
+from biojax.kernels.dispatch import as_gradient_of
 from biojax.typing import Array
 
 __all__ = ["linear_scan", "states_between", "with_tokens_before"]
@@ -111,7 +112,7 @@ def _backward(run, axis_name, reverse, saved, cotangents):
     count, rank = lax.axis_size(axis_name), lax.axis_index(axis_name)
     step, begins = (-1, rank == count - 1) if reverse else (0, rank == 0)
     dh0 = lax.psum(jnp.where(begins, a[step].astype(h0.dtype) * db[step], 0), axis_name)
-    return (db * olds).astype(a.dtype), db, dh0
+    return as_gradient_of(a, db * olds), db, dh0
 
 
 linear_scan.defvjp(_forward, _backward)

@@ -128,7 +128,7 @@ def ssd_step(
     return y.astype(x.dtype), h.reshape(*x.shape, -1)
 
 
-@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse", "precision"], inline=True)
+@partial(jax.jit, static_argnames=["of_chunk", "chunk", "reverse", "precision"])
 def _scan(of_chunk, x, dt, A, B, C, D, h0, chunk, reverse, precision) -> tuple[Array, Array]:
     """The heads are split in groups, (..., n, ...) to (..., g, r, ...), while it runs."""
     b, t, n, k = x.shape
