@@ -44,7 +44,17 @@ def test_the_picture(records, make_record, tmp_path):
 
 def test_every_kernel_has_every_length():
     cases = select_cases("lengths", "*forward")
-    kernels = "linear_scan selective_scan ssd rg_lru mlstm slstm rnn lstm gru".split()
+    kernels = [
+        "linear_scan",
+        "selective_scan",
+        "ssd",
+        "rg_lru",
+        "mlstm",
+        "slstm",
+        "rnn",
+        "lstm",
+        "gru",
+    ]
     assert sorted((case.target, case.spec) for case in cases) == sorted(
         (kernel, f"t{t}") for kernel in kernels for t in LENGTHS
     )

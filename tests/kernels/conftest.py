@@ -65,6 +65,16 @@ def compiles_once(caplog) -> Callable:
     return check
 
 
+@pytest.fixture
+def gradients_compile_once(compiles_once) -> Callable:
+    """Checks that second gradients of (y, *rest) = f(*arrays), outside of jit, compile nothing."""
+
+    def check(f: Callable, *arrays) -> None:
+        compiles_once(jax.grad(lambda *given: f(*given)[0].sum(), range(len(arrays))), *arrays)
+
+    return check
+
+
 @pytest.fixture(scope="session")
 def outputs_and_gradients() -> Callable:
     """The output of kernel(*arrays, **options), and the gradients of a fixed weighting of it."""

@@ -467,10 +467,12 @@ def test_cell_transforms(name, stands_every_transform):
     stands_every_transform(lambda *args: cell(*args)[0], normal(5, 8, 3, 3), *WEIGHTS[name])
 
 
-def test_compile_once(compiles_once):
+def test_compile_once(compiles_once, gradients_compile_once):
     compiles_once(linear_scan, jnp.ones(2), jnp.ones((1, 3, 2)))
     for name, (cell, _) in CELLS.items():
-        compiles_once(cell, jnp.ones((1, 3, 3)), *map(jnp.asarray, WEIGHTS[name]))
+        given = jnp.ones((1, 3, 3)), *map(jnp.asarray, WEIGHTS[name])
+        compiles_once(cell, *given)
+        gradients_compile_once(cell, *given)
 
 
 B = jnp.ones((2, 5, 3))

@@ -164,8 +164,10 @@ def test_transforms(name, stands_every_transform):
 
 
 @both
-def test_compile_once(name, compiles_once):
-    compiles_once(CELLS[name][0], *map(jnp.asarray, arrays(name, (1, 2, 3, 1), 1)))
+def test_compile_once(name, compiles_once, gradients_compile_once):
+    given = [jnp.asarray(v) for v in arrays(name, (1, 2, 3, 1), 1)]
+    compiles_once(CELLS[name][0], *given)
+    gradients_compile_once(CELLS[name][0], *given)
 
 
 @both

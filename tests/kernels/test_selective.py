@@ -176,7 +176,7 @@ def test_transforms(implementation, stands_every_transform):
     stands_every_transform(f, *(v.astype(np.float32) for v in (u, A, w)))
 
 
-def test_compile_once(compiles_once):
+def test_compile_once(compiles_once, gradients_compile_once):
     given = [
         jnp.asarray(v)
         for k, v in inputs(6, 3, softplus=False).items()
@@ -184,7 +184,7 @@ def test_compile_once(compiles_once):
     ]
     run = functools.partial(selective_scan, chunk=2)
     compiles_once(run, *given)
-    compiles_once(jax.grad(lambda *given: run(*given)[0].sum(), range(5)), *given)
+    gradients_compile_once(run, *given)
 
 
 @pytest.mark.parametrize(

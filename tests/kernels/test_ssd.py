@@ -175,9 +175,11 @@ def test_transforms(stands_every_transform):
 
 
 @every
-def test_compiles_once(implementation, compiles_once):
+def test_compiles_once(implementation, compiles_once, gradients_compile_once):
     values = [jnp.asarray(v, jnp.float32) for v in arrays(5)[:-1]]
-    compiles_once(functools.partial(ssd, chunk=2, implementation=implementation), *values)
+    run = functools.partial(ssd, chunk=2, implementation=implementation)
+    compiles_once(run, *values)
+    gradients_compile_once(run, *values)
 
 
 def test_a_sharded_batch_is_not_gathered(mesh_of, compiled):

@@ -351,9 +351,11 @@ def test_slstm_transforms(stands_every_transform):
 
 
 @pytest.mark.parametrize("implementation", ["chunked", "sequential"])
-def test_mlstm_compiles_once(implementation, compiles_once):
+def test_mlstm_compiles_once(implementation, compiles_once, gradients_compile_once):
     values = [jnp.asarray(x, jnp.float32) for x in of_matrix(5)[:5]]
-    compiles_once(functools.partial(mlstm, chunk=2, implementation=implementation), *values)
+    run = functools.partial(mlstm, chunk=2, implementation=implementation)
+    compiles_once(run, *values)
+    gradients_compile_once(run, *values)
 
 
 def test_precision_reaches_every_product():
@@ -372,8 +374,10 @@ def test_precision_reaches_every_product():
     assert precisions(slstm, *recurrent, chunk=2, precision="high") == {"Precision.HIGH"}
 
 
-def test_slstm_compiles_once(compiles_once):
-    compiles_once(slstm, *(jnp.asarray(x, jnp.float32) for x in of_scalar(5)[:2]))
+def test_slstm_compiles_once(compiles_once, gradients_compile_once):
+    values = [jnp.asarray(x, jnp.float32) for x in of_scalar(5)[:2]]
+    compiles_once(slstm, *values)
+    gradients_compile_once(slstm, *values)
 
 
 @pytest.mark.parametrize("name", ["mlstm", "slstm"])
