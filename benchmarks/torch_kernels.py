@@ -102,15 +102,19 @@ def _cell(name, torch, options, x, w_x, w_h, bias, *states):
 
 
 def _selective_scan(torch, options, u, delta, A, B, C):
-    """The loop of Mamba's published reference: all decays at once, then step by step."""
+    """The loop of Mamba's published reference: all decays at once, then step by step.
+
+    Steps are taken apart together, as in `_ssd`.
+    """
 
     def run():
         decay = torch.exp(torch.einsum("btc,cn->btcn", delta, A))
         taken = torch.einsum("btc,btn,btc->btcn", delta, B, u)
         h, outputs = u.new_zeros((u.shape[0], *A.shape)), []
-        for t in range(u.shape[1]):
-            h = decay[:, t] * h + taken[:, t]
-            outputs.append(torch.einsum("bcn,bn->bc", h, C[:, t]))
+        steps = zip(*(v.unbind(1) for v in (decay, taken, C)), strict=True)
+        for decay_t, taken_t, C_t in steps:
+            h = decay_t * h + taken_t
+            outputs.append(torch.einsum("bcn,bn->bc", h, C_t))
         return torch.stack(outputs, dim=1), h
 
     return run, [u, delta, A, B, C]

@@ -46,18 +46,21 @@ def back(a: Array, dh: Array, dlast: Array, reverse: bool) -> tuple[Array, Array
 
 def _run(step: Callable, a: Array, x: Array, first: Array, reverse: bool) -> tuple[Array, Array]:
     wide, shape = accumulator(x.dtype), x.shape[1:]
+    # With an axis of length 1 among those of the state XLA on CPU took 2.5 times as long.
+    lean = tuple(n for n in shape if n != 1) or (1,)
+    whole = a.shape == x.shape
 
-    def flat(a_t: Array) -> Array:
-        return jnp.broadcast_to(a_t, shape).reshape(-1)
+    def decay(a_t: Array | None) -> Array:
+        if whole and a_t is not None:
+            return a_t
+        return jnp.broadcast_to(a[0] if a_t is None else a_t, shape).reshape(lean)
 
     def body(state, given):
         a_t, x_t = given
-        a_t = flat(a[0]) if a_t is None else a_t if a_t.ndim == 1 else flat(a_t)
-        state, y = step(state, a_t.astype(wide), x_t.astype(wide))
+        state, y = step(state, decay(a_t).astype(wide), x_t.astype(wide))
         return state, y.astype(x.dtype)
 
-    # With an axis of length 1 among those of the state XLA on CPU took 2.5 times as long.
-    decays = None if a.shape[0] == 1 else a.reshape(len(a), -1) if a.shape == x.shape else a
-    first = varying(first.astype(wide).reshape(-1), a, x)
-    last, y = loop(body, first, (decays, x.reshape(len(x), -1)), reverse=reverse)
+    decays = a.reshape(len(a), *lean) if whole else None if a.shape[0] == 1 else a
+    first = varying(first.astype(wide).reshape(lean), a, x)
+    last, y = loop(body, first, (decays, x.reshape(len(x), *lean)), reverse=reverse)
     return y.reshape(x.shape), last.reshape(shape).astype(x.dtype)
