@@ -13,11 +13,15 @@ from biojax.io.atomic import replacing
 
 __all__ = ["Growth", "draw_growth", "grow", "table_of_growth"]
 
+_LINES = {"forward": "-", "vjp": ":", "both": "--"}
+
 
 class Growth(NamedTuple):
     """One kernel in one mode over several lengths.
 
     Attributes:
+      target: the kernel.
+      mode: what is run.
       name: kernel, mode and implementation.
       lengths: in rising order.
       seconds: the median at each.
@@ -27,6 +31,8 @@ class Growth(NamedTuple):
       memory_slope: likewise; None without memory.
     """
 
+    target: str
+    mode: str
     name: str
     lengths: list[int]
     seconds: list[float]
@@ -56,6 +62,8 @@ def _grow(by_length: dict[int, Record]) -> Growth:
     first = rows[0]
     dtype = "" if first.dtype == "float32" else f", {first.dtype}"
     return Growth(
+        first.target,
+        first.mode,
         f"{first.target} {first.mode}, {first.implementation}{dtype}",
         lengths,
         seconds,
@@ -86,15 +94,20 @@ def table_of_growth(growths: Sequence[Growth]) -> str:
 def draw_growth(growths: Sequence[Growth], path: Path) -> None:
     """Draw time and memory against length, with their slopes, and beside them a slope of one.
 
+    A colour for each kernel, a line for each mode.
+
     Raises:
       DependencyError: matplotlib is not installed.
       FileError: the file cannot be written.
     """
     figure = require("matplotlib.figure", "train").Figure(figsize=(13, 5.5), layout="constrained")
-    colours = require("matplotlib", "train").colormaps["tab20"].colors
+    colours = require("matplotlib", "train").colormaps["tab10"].colors
+    targets = list(dict.fromkeys(growth.target for growth in growths))
     times, memory = figure.subplots(1, 2)
-    for i, growth in enumerate(growths):
-        look = {"marker": "o", "markersize": 4, "color": colours[i % len(colours)]}
+    for growth in growths:
+        colour = colours[targets.index(growth.target) % len(colours)]
+        line = _LINES.get(growth.mode, "-.")
+        look = {"marker": "o", "markersize": 4, "color": colour, "linestyle": line}
         slope = f"{growth.time_slope:.2f}"
         times.plot(growth.lengths, [1e3 * s for s in growth.seconds], **look)
         if growth.peak_bytes is not None:
@@ -107,10 +120,10 @@ def draw_growth(growths: Sequence[Growth], path: Path) -> None:
         panel.grid(which="both", alpha=0.2)
         if panel.lines:
             x, y = np.array(panel.get_xlim()), panel.get_ylim()
-            panel.plot(x, y[0] * x / x[0], "--", color="black", linewidth=1, scalex=False)
+            panel.plot(x, y[0] * x / x[0], color="black", linewidth=1, scalex=False)
             panel.set_ylim(y)
     if growths:
-        times.plot([], [], "--", color="black", linewidth=1, label="linear")
+        times.plot([], [], color="black", linewidth=1, label="linear")
         figure.legend(fontsize="x-small", loc="outside right upper", title="slopes: time, memory")
     with replacing(path, overwrite=True) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=90)
