@@ -4,7 +4,7 @@ Each has a reference that says what is right, and implementations that say how f
 needs nothing else of biojax.
 """
 
-from biojax.kernels.attention import attention
+from biojax.kernels.attention import attention, linear_attention
 from biojax.kernels.conv import conv, conv_transpose
 from biojax.kernels.dispatch import Choice, explain
 from biojax.kernels.norm import batch_norm, group_norm, instance_norm, layer_norm
@@ -51,6 +51,7 @@ __all__ = [
     "gru",
     "instance_norm",
     "layer_norm",
+    "linear_attention",
     "linear_scan",
     "lstm",
     "max_pool",

@@ -200,6 +200,12 @@ _ATTENTION = [
     Spec("bias_per_head", ((2, 4, 2, 4), (2, 5, 2, 4), (2, 5, 2, 4), (2, 1, 1)), {"scale": 1.0}),
 ]
 
+_LINEAR_ATTENTION = [
+    Spec("grouped_heads", ((2, 5, 4, 3), (2, 6, 2, 3), (2, 6, 2, 4))),
+    Spec("causal", ((1, 7, 4, 3), (1, 7, 2, 3), (1, 7, 2, 4)), {"is_causal": True, "chunk": 3}),
+    Spec("causal_cross", ((2, 5, 1, 3), (2, 3, 1, 3), (2, 3, 1, 2)), {"is_causal": True}),
+]
+
 # What the tests of every implementation run: small.
 SPECS: Mapping[str, list[Spec]] = {
     "conv": _CONV,
@@ -223,6 +229,7 @@ SPECS: Mapping[str, list[Spec]] = {
     "conv_lstm": _conv_cells(4),
     "conv_gru": _conv_cells(3),
     "attention": _ATTENTION,
+    "linear_attention": _LINEAR_ATTENTION,
 }
 
 _LARGE_CONV = [

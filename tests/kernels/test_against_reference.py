@@ -17,6 +17,7 @@ import pytest
 from biojax import kernels
 from biojax.errors import UnsupportedError
 from biojax.kernels.attention import reference as attention_reference
+from biojax.kernels.attention import reference_linear as linear_attention_reference
 from biojax.kernels.conv import reference as conv_reference
 from biojax.kernels.norm import reference as norm_reference
 from biojax.kernels.pool import reference as pool_reference
@@ -49,6 +50,7 @@ REFERENCES = {
     "conv_lstm": convolutional_reference,
     "conv_gru": convolutional_reference,
     "attention": attention_reference,
+    "linear_attention": linear_attention_reference,
 }
 IMPLEMENTATIONS = {
     "conv": ["xla", "planes", "winograd", "patches", "depthwise", "grouped", "pointwise", "fft"],
@@ -71,6 +73,7 @@ IMPLEMENTATIONS = {
     "conv_lstm": ["sequential"],
     "conv_gru": ["sequential"],
     "attention": ["xla"],
+    "linear_attention": ["chunked"],
 }
 # States to begin with that are named arguments. They are shaped as those that come last.
 STATES = {"selective_scan": "h0", "ssd": "h0", "mlstm": "state0", "slstm": "state0"}

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention import xla
+from biojax.kernels.attention.linear import linear_attention
 from biojax.kernels.dispatch import select
 from biojax.typing import Array, Precision
 
-__all__ = ["attention"]
+__all__ = ["attention", "linear_attention"]
 
 
 def attention(
