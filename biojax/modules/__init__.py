@@ -1,22 +1,27 @@
 """Linen modules: they own parameters and call kernels."""
 
 from biojax.modules.attention import MultiHeadAttention, TransformerBlock
+from biojax.modules.attention_pool import AttentionPool, GatedAttentionPool
 from biojax.modules.conv import Conv, ConvBlock, ConvTranspose
 from biojax.modules.convrecurrent import ConvGRU, ConvLSTM
 from biojax.modules.dense import BlockDense
 from biojax.modules.embed import PatchEmbed, sincos_positions
 from biojax.modules.griffin import GriffinBlock
 from biojax.modules.hierarchical import HierarchicalRNN
+from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm
 from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, BiRNN, StackedRNN, make_recurrent
+from biojax.modules.residual import DropPath, LayerScale
 from biojax.modules.ssm import Mamba2Block, MambaBlock, SelectiveSSM, VSSBlock
 from biojax.modules.xlstm import ViLBlock
 
 __all__ = [
     "GRU",
     "LSTM",
+    "MLP",
     "RNN",
+    "AttentionPool",
     "BiRNN",
     "BlockDense",
     "Conv",
@@ -24,8 +29,11 @@ __all__ = [
     "ConvGRU",
     "ConvLSTM",
     "ConvTranspose",
+    "DropPath",
+    "GatedAttentionPool",
     "GriffinBlock",
     "HierarchicalRNN",
+    "LayerScale",
     "LearnedPositions",
     "Mamba2Block",
     "MambaBlock",

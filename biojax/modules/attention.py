@@ -1,38 +1,118 @@
 """Attention layers over tokens (b, t, c)."""
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError, nearest_divisor
 from biojax.kernels import attention
+from biojax.kernels.attention.rotary import rotary
+from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm
-from biojax.typing import Array, Dtype
+from biojax.modules.residual import DropPath, LayerScale
+from biojax.typing import Array, Dtype, Precision
 
 __all__ = ["MultiHeadAttention", "TransformerBlock"]
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention in several heads: `biojax.kernels.attention` between two matrices.
+    """Attention in several heads: `biojax.kernels.attention` between matrices.
+
+    y = W_proj attention(W_query x, W_key z, W_value z)
+
+    with z the context, or x itself where there is none.
 
     Args:
-      num_heads: n; must divide the features of the input.
+      num_heads: n; must divide the features of x.
+      qkv_bias: whether queries, keys and values have a bias.
+      key_bias: whether keys have one too. It adds the same to all scores of a query, so that
+        without qk_norm and angles it changes nothing.
+      qk_norm: layer norms of each head's queries and keys, over its k channels.
+      is_causal: token i sees tokens 0 to i only.
+      dropout_rate: of the output, while training.
+      attention_dropout_rate: of the attention weights, while training.
+      epsilon: of the norms.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
       dtype: of the computation.
       param_dtype: of the parameters.
 
     Raises:
-      ConfigError: the heads do not divide the features.
+      ConfigError: the heads do not divide the features, or angles are given with a context.
 
-    Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2.
+    Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2; qk_norm:
+    Dehghani et al., "Scaling vision transformers to 22 billion parameters", ICML 2023, section 2.
     """
 
     num_heads: int
+    qkv_bias: bool = True
+    key_bias: bool = True
+    qk_norm: bool = False
+    is_causal: bool = False
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    epsilon: float = 1e-6
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
-        """(b, t, c) to (b, t, c); mask as in `biojax.kernels.attention`."""
-        b, t, c = x.shape
+    def __call__(
+        self,
+        x: Array,
+        context: Array | None = None,
+        *,
+        bias: Array | None = None,
+        mask: Array | None = None,
+        angles: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """(b, t, c) to (b, t, c), looking at x itself or at the context (b, s, any features).
+
+        `bias` and `mask` are those of `biojax.kernels.attention`, broadcastable to (b, n, t, s);
+        `angles` turn queries and keys, see `biojax.kernels.attention.rotary_angles`.
+        """
+        self._check(x.shape[-1], context, angles)
+        kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, x.shape[-1], precision=self.precision, **kind)
+        norm = partial(make_norm, "layer", epsilon=self.epsilon, **kind)
+        z = x if context is None else context
+
+        def heads(of: Array, name: str, use_bias: bool) -> Array:
+            y = dense(use_bias=use_bias, name=name)(of)
+            return y.reshape(*of.shape[:2], self.num_heads, -1)
+
+        query = heads(x, "query", self.qkv_bias)
+        key = heads(z, "key", self.qkv_bias and self.key_bias)
+        value = heads(z, "value", self.qkv_bias)
+        if self.qk_norm:
+            query = norm(layer_name="query_norm")(query)
+            key = norm(layer_name="key_norm")(key)
+        if angles is not None:
+            query, key = rotary(query, angles), rotary(key, angles)
+        options = {}
+        if train and self.attention_dropout_rate:
+            options["dropout_rate"] = self.attention_dropout_rate
+            options["dropout_key"] = self.make_rng("dropout")
+        y = attention(
+            query,
+            key,
+            value,
+            bias,
+            mask,
+            is_causal=self.is_causal,
+            precision=self.precision,
+            implementation=self.implementation,
+            **options,
+        )
+        y = dense(name="proj")(y.reshape(x.shape))
+        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+
+    def _check(self, c: int, context: Array | None, angles: Array | None) -> None:
         if self.num_heads < 1 or c % self.num_heads:
             raise ConfigError(
                 "MultiHeadAttention",
@@ -41,20 +121,38 @@ class MultiHeadAttention(nn.Module):
                 "Change either",
                 f"num_heads={nearest_divisor(self.num_heads, c)}",
             )
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        qkv = nn.Dense(3 * c, name="qkv", **kind)(x)
-        query, key, value = jnp.moveaxis(qkv.reshape(b, t, 3, self.num_heads, -1), 2, 0)
-        y = attention(query, key, value, mask=mask)
-        return nn.Dense(c, name="proj", **kind)(y.reshape(b, t, c))
+        if context is not None and angles is not None:
+            raise ConfigError(
+                "MultiHeadAttention",
+                "angles for another context",
+                "angles for attention of x to itself, where queries and keys are the same tokens",
+                "Leave out angles or context",
+            )
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """Pre-norm block of attention and a perceptron.
+
+    x = x + scale1 attention(norm1(x))
+    x = x + cross_attention(norm_cross(x), context)      where there is a context
+    x = x + scale2 mlp(norm2(x))
 
     Args:
       num_heads: n; must divide the features of the input.
       mlp_ratio: width of the hidden layer over that of the tokens.
-      dropout_rate: of both branches, while training.
+      mlp: "gelu" or "swiglu", see `biojax.modules.MLP`.
+      mlp_norm: whether the hidden layer is normalised.
+      qkv_bias: see `MultiHeadAttention`, as the three that follow.
+      key_bias: whether keys have a bias.
+      qk_norm: whether queries and keys are normalised.
+      is_causal: whether tokens see only those before them.
+      layer_scale: what learned scales of the branches start from; None for no such scales.
+      drop_path_rate: share of images whose branches are left out, while training.
+      dropout_rate: of every branch and the hidden layer, while training.
+      attention_dropout_rate: of the attention weights, while training.
+      epsilon: of the norms.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -64,18 +162,65 @@ class TransformerBlock(nn.Module):
 
     num_heads: int
     mlp_ratio: float = 4.0
+    mlp: str = "gelu"
+    mlp_norm: bool = False
+    qkv_bias: bool = True
+    key_bias: bool = True
+    qk_norm: bool = False
+    is_causal: bool = False
+    layer_scale: float | None = None
+    drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    epsilon: float = 1e-6
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None, train: bool = False) -> Array:
-        """(b, t, c) to (b, t, c)."""
+    def __call__(
+        self,
+        x: Array,
+        context: Array | None = None,
+        *,
+        bias: Array | None = None,
+        mask: Array | None = None,
+        angles: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """(b, t, c) to (b, t, c); `bias`, `mask` and `angles` are of the attention to x itself."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        drop = nn.Dropout(self.dropout_rate, deterministic=not train)
-        y = make_norm("layer", layer_name="norm1", **kind)(x)
-        x = x + drop(MultiHeadAttention(self.num_heads, name="attention", **kind)(y, mask))
-        y = make_norm("layer", layer_name="norm2", **kind)(x)
-        y = nn.Dense(int(x.shape[-1] * self.mlp_ratio), name="mlp1", **kind)(y)
-        y = nn.Dense(x.shape[-1], name="mlp2", **kind)(nn.gelu(y))
-        return x + drop(y)
+
+        def norm(x: Array, name: str) -> Array:
+            return make_norm("layer", epsilon=self.epsilon, layer_name=name, **kind)(x)
+
+        def back(y: Array, name: str) -> Array:
+            if self.layer_scale is not None:
+                y = LayerScale(self.layer_scale, name=name, **kind)(y)
+            return DropPath(self.drop_path_rate)(y, train)
+
+        y = self._attention("attention", is_causal=self.is_causal)(
+            norm(x, "norm1"), bias=bias, mask=mask, angles=angles, train=train
+        )
+        x = x + back(y, "scale1")
+        if context is not None:
+            y = self._attention("cross_attention")(norm(x, "norm_cross"), context, train=train)
+            x = x + back(y, "scale_cross")
+        mlp = MLP(
+            int(x.shape[-1] * self.mlp_ratio),
+            self.mlp,
+            self.mlp_norm,
+            self.dropout_rate,
+            self.epsilon,
+            self.precision,
+            name="mlp",
+            **kind,
+        )
+        return checkpoint_name(x + back(mlp(norm(x, "norm2"), train), "scale2"), "block")
+
+    def _attention(self, name: str, is_causal: bool = False) -> MultiHeadAttention:
+        fields = ("qkv_bias", "key_bias", "qk_norm", "dropout_rate", "attention_dropout_rate")
+        shared = (*fields, "epsilon", "precision", "implementation", "dtype", "param_dtype")
+        options = {field: getattr(self, field) for field in shared}
+        return MultiHeadAttention(self.num_heads, is_causal=is_causal, name=name, **options)

@@ -15,8 +15,7 @@ __all__ = ["make_norm"]
 
 NORMS = ("batch", "group", "instance", "layer")
 
-# Of batch normalisation: of its variance, and of what each step leaves of the running averages.
-EPSILON = 1e-5
+# What each step leaves of the running averages of batch normalisation.
 MOMENTUM = 0.9
 
 
@@ -26,6 +25,7 @@ def make_norm(
     *,
     num_groups: int = 8,
     affine: bool = True,
+    epsilon: float | None = None,
     scale_init: Callable = nn.initializers.ones,
     dtype: Dtype | None = None,
     param_dtype: Dtype = jnp.float32,
@@ -49,6 +49,7 @@ def make_norm(
       train: whether batch statistics are those of this batch.
       num_groups: of group normalisation; must divide the channels.
       affine: multiply by a learned scale and add a learned bias, each (c,).
+      epsilon: added to the variance; if None, 1e-6 for "layer" and 1e-5 for the others.
       scale_init: initialiser of the scale.
       dtype: of the output.
       param_dtype: of scale and bias.
@@ -65,6 +66,7 @@ def make_norm(
             not train,
             num_groups,
             affine,
+            (1e-6 if name == "layer" else 1e-5) if epsilon is None else epsilon,
             scale_init,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -90,6 +92,7 @@ class _Norm(nn.Module):
     use_running_average: bool
     num_groups: int
     affine: bool
+    epsilon: float
     scale_init: Callable
     dtype: Dtype | None
     param_dtype: Dtype
@@ -106,11 +109,12 @@ class _Norm(nn.Module):
         if self.kind == "batch":
             y = self._batch_norm(x, scale, bias)
         elif self.kind == "group":
-            y = group_norm(x, scale, bias, num_groups=_divisor(self.num_groups, c))
+            groups = _divisor(self.num_groups, c)
+            y = group_norm(x, scale, bias, num_groups=groups, epsilon=self.epsilon)
         elif self.kind == "instance":
-            y = instance_norm(x, scale, bias)
+            y = instance_norm(x, scale, bias, epsilon=self.epsilon)
         else:
-            y = layer_norm(x, scale, bias)
+            y = layer_norm(x, scale, bias, epsilon=self.epsilon)
         return y.astype(dtype)
 
     def _batch_norm(self, x: Array, scale: Array | None, bias: Array | None) -> Array:
@@ -119,12 +123,12 @@ class _Norm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not self.use_running_average:
-            y, *seen = batch_norm(x, scale, bias, epsilon=EPSILON)
+            y, *seen = batch_norm(x, scale, bias, epsilon=self.epsilon)
             if not self.is_initializing():
                 for average, value in zip((mean, var), seen, strict=True):
                     average.value = MOMENTUM * average.value + (1 - MOMENTUM) * value
             return y
-        slope = lax.rsqrt(var.value + EPSILON)
+        slope = lax.rsqrt(var.value + self.epsilon)
         slope = slope if scale is None else slope * scale
         y = (x - mean.value) * slope
         return y if bias is None else y + bias

@@ -2,78 +2,173 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.stats import norm
 
 from biojax import kernels
 from biojax.errors import ConfigError
+from biojax.kernels.attention.rotary import rotary, rotary_angles
 from biojax.modules import MultiHeadAttention, TransformerBlock
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 6)), jnp.float32)
+Z = jnp.asarray(np.random.default_rng(1).standard_normal((2, 4, 3)), jnp.float32)
 MASK = jnp.tri(5, dtype=bool)
 
 
 def dense(x, params):
-    return x @ params["kernel"] + params["bias"]
+    return x @ params["kernel"] + params.get("bias", 0)
 
 
-@partial(jax.jit, static_argnames=["num_heads"])
-def attend(x, params, num_heads, mask):
-    """Heads are slices of the features: head i is features i * k to (i + 1) * k."""
-    query, key, value = jnp.split(dense(x, params["qkv"]), 3, axis=-1)
-    b, t, c = x.shape
-    heads = (b, t, num_heads, c // num_heads)
-    y = kernels.attention(query.reshape(heads), key.reshape(heads), value.reshape(heads), mask=mask)
-    return dense(y.reshape(b, t, c), params["proj"])
-
-
-@pytest.mark.parametrize("mask", [None, MASK])
-def test_attention_is_the_kernel_between_two_matrices(mask, with_parameters):
-    module = MultiHeadAttention(3)
-    variables = with_parameters(module, X)
-    params = variables["params"]
-    assert params["qkv"]["kernel"].shape == (6, 18)
-    assert params["proj"]["kernel"].shape == (6, 6)
-    expected = attend(X, params, 3, mask)
-    y = jax.jit(module.apply)(variables, X, mask)
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
-
-
-def layer_norm(x, params):
+def layer_norm(x, params, epsilon=1e-6):
     x = np.asarray(x, np.float64)
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
     return jnp.asarray(x * params["scale"] + params["bias"], jnp.float32)
 
 
-def test_the_block_by_its_formula(with_parameters):
+def attend(x, params, num_heads, mask=None, context=None, norm=lambda x, _: x, angles=None):
+    """Heads are slices of the features: head i is features i * k to (i + 1) * k."""
+    z = x if context is None else context
+
+    def heads(of, name):
+        return dense(of, params[name]).reshape(*of.shape[:2], num_heads, -1)
+
+    query, key, value = heads(x, "query"), heads(z, "key"), heads(z, "value")
+    query, key = norm(query, params.get("query_norm")), norm(key, params.get("key_norm"))
+    if angles is not None:
+        query, key = rotary(query, angles), rotary(key, angles)
+    y = kernels.attention(query, key, value, mask=mask)
+    return dense(y.reshape(x.shape), params["proj"])
+
+
+def check(module, expected, *args, with_parameters, quickly, **options):
+    """`expected` is made of the parameters."""
+    variables = with_parameters(module, X, *args)
+    want = expected(variables["params"])
+    y = jax.jit(module.apply, compiler_options=quickly)(variables, X, *args, **options)
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_attention_is_the_kernel_between_matrices(mask, with_parameters, quickly):
+    def expected(params):
+        assert {name: params[name]["kernel"].shape for name in params} == dict.fromkeys(
+            ("query", "key", "value", "proj"), (6, 6)
+        )
+        return attend(X, params, 3, mask)
+
+    check(
+        MultiHeadAttention(3), expected, mask=mask, with_parameters=with_parameters, quickly=quickly
+    )
+
+
+def test_attention_to_a_context(with_parameters, quickly):
+    def expected(params):
+        assert params["key"]["kernel"].shape == params["value"]["kernel"].shape == (3, 6)
+        return attend(X, params, 2, context=Z)
+
+    check(MultiHeadAttention(2), expected, Z, with_parameters=with_parameters, quickly=quickly)
+
+
+def test_norms_and_angles_of_queries_and_keys(with_parameters, quickly):
+    angles = rotary_angles(4, 2, num_prefix=1)
+
+    def expected(params):
+        assert params["query_norm"]["scale"].shape == (2,)
+        norm = partial(layer_norm, epsilon=1e-2)
+        return attend(X, params, 3, norm=norm, angles=angles)
+
+    module = MultiHeadAttention(3, qk_norm=True, epsilon=1e-2)
+    check(module, expected, angles=angles, with_parameters=with_parameters, quickly=quickly)
+    with pytest.raises(ConfigError, match="got angles for another context"):
+        jax.eval_shape(module.init, jax.random.key(0), X, Z, angles=angles)
+
+
+@pytest.mark.parametrize(
+    ("fields", "biased"),
+    [({"qkv_bias": False}, ""), ({"key_bias": False}, "query value"), ({}, "query key value")],
+)
+def test_which_have_a_bias(fields, biased):
+    variables = jax.eval_shape(MultiHeadAttention(2, **fields).init, jax.random.key(0), X)
+    found = {name for name, leaves in variables["params"].items() if "bias" in leaves}
+    assert found == {*biased.split(), "proj"}
+
+
+def test_the_bias_of_the_keys_changes_nothing(with_parameters):
+    variables = with_parameters(MultiHeadAttention(2), X)
+    y = MultiHeadAttention(2).apply(variables, X)
+    del variables["params"]["key"]["bias"]
+    without = MultiHeadAttention(2, key_bias=False).apply(variables, X)
+    np.testing.assert_allclose(y, without, rtol=1e-5, atol=1e-5)
+
+
+def mlp(x, p):
+    hidden = dense(x, p["expand"])
+    if "gate" in p:
+        gate = dense(x, p["gate"])
+        hidden = gate / (1 + jnp.exp(-gate)) * hidden
+    else:
+        hidden = hidden * norm.cdf(hidden)
+    return dense(layer_norm(hidden, p["norm"]) if "norm" in p else hidden, p["project"])
+
+
+def test_the_block_by_its_formula(with_parameters, quickly):
+    def expected(p):
+        assert p["mlp"]["expand"]["kernel"].shape == (6, 9)
+        x = X + attend(layer_norm(X, p["norm1"]), p["attention"], 2, MASK)
+        return x + mlp(layer_norm(x, p["norm2"]), p["mlp"])
+
     module = TransformerBlock(2, mlp_ratio=1.5)
-    variables = with_parameters(module, X)
-    p = variables["params"]
-    assert p["mlp1"]["kernel"].shape == (6, 9)
-    x = X + attend(layer_norm(X, p["norm1"]), p["attention"], 2, MASK)
-    expected = x + dense(nn.gelu(dense(layer_norm(x, p["norm2"]), p["mlp1"])), p["mlp2"])
-    y = jax.jit(module.apply)(variables, X, MASK)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    check(module, expected, mask=MASK, with_parameters=with_parameters, quickly=quickly)
 
 
-def test_dropout_only_while_training(with_parameters):
+def test_the_block_with_all_its_parts(with_parameters, quickly):
+    norm = partial(layer_norm, epsilon=1e-5)
+
+    def expected(p):
+        def back(y, name):
+            return y * p[name]["scale"]
+
+        y = attend(norm(X, p["norm1"]), p["attention"], 2)
+        x = X + back(y, "scale1")
+        y = attend(norm(x, p["norm_cross"]), p["cross_attention"], 2, context=Z)
+        x = x + back(y, "scale_cross")
+        return x + back(mlp(norm(x, p["norm2"]), p["mlp"]), "scale2")
+
+    module = TransformerBlock(
+        2, 1.5, "swiglu", mlp_norm=True, qkv_bias=False, layer_scale=0.1, epsilon=1e-5
+    )
+    check(module, expected, Z, with_parameters=with_parameters, quickly=quickly)
+
+
+def test_causal_tokens_do_not_see_those_after_them(with_parameters, quickly):
+    block = TransformerBlock(2, is_causal=True)
+    run = partial(jax.jit(block.apply, compiler_options=quickly), with_parameters(block, X))
+    changed = run(X.at[:, 3:].add(1))
+    np.testing.assert_allclose(changed[:, :3], run(X)[:, :3], rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_only_while_training(with_parameters, quickly):
     module = TransformerBlock(2, dropout_rate=0.5)
     variables = with_parameters(module, X)
-    run = jax.jit(lambda key: module.apply(variables, X, train=True, rngs={"dropout": key}))
+
+    def train(key):
+        return module.apply(variables, X, train=True, rngs={"dropout": key})
+
+    run = jax.jit(train, compiler_options=quickly)
     one, same, other = (run(jax.random.key(i)) for i in (0, 0, 1))
-    still = jax.jit(module.apply)(variables, X)
+    still = module.apply(variables, X)
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one, other)
     assert not np.allclose(one, still)
-    without = jax.jit(partial(TransformerBlock(2).apply, train=True))(variables, X)
+    without = TransformerBlock(2).apply(variables, X, train=True)
     np.testing.assert_array_equal(still, without)
 
 
 def test_dtypes(keeps_dtypes):
-    keeps_dtypes(partial(MultiHeadAttention, 2), X)
+    keeps_dtypes(partial(MultiHeadAttention, 2, qk_norm=True), X)
 
 
 def test_the_block_keeps_the_wider_dtype_of_its_sum():
@@ -89,3 +184,8 @@ def test_heads_that_do_not_divide(heads, nearest):
     text = rf"got num_heads={heads} for 6 features.*Did you mean num_heads={nearest}\?"
     with pytest.raises(ConfigError, match=f"^MultiHeadAttention: {text}"):
         jax.eval_shape(TransformerBlock(heads).init, jax.random.key(0), X)
+
+
+def test_another_mlp():
+    with pytest.raises(ConfigError, match=r"^MLP: got activation='gleu'.*Did you mean 'gelu'\?"):
+        jax.eval_shape(TransformerBlock(2, mlp="gleu").init, jax.random.key(0), X)

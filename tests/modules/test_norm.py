@@ -19,11 +19,13 @@ class Layer(nn.Module):
     norm: str | None
     num_groups: int = 2
     affine: bool = True
+    epsilon: float | None = None
     dtype: Dtype | None = None
 
     @nn.compact
     def __call__(self, x, train=False):
-        options = {"num_groups": self.num_groups, "affine": self.affine, "dtype": self.dtype}
+        fields = ("num_groups", "affine", "epsilon", "dtype")
+        options = {field: getattr(self, field) for field in fields}
         return make_norm(self.norm, train, **options)(x)
 
 
@@ -80,6 +82,13 @@ def test_without_scale_and_bias(name):
     y, variables = jax.jit(module.init_with_output)(jax.random.key(0), x)
     assert not jax.tree.leaves(variables)
     np.testing.assert_allclose(y, EXPECTED[name], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("name", "axes"), [("layer", (4,)), ("instance", (1, 2, 3))])
+def test_another_epsilon(name, axes):
+    module = Layer(name, affine=False, epsilon=0.5)
+    y = module.apply({}, jnp.asarray(X, jnp.float32))
+    np.testing.assert_allclose(y, standard(X, axes, 0.5), rtol=2e-5, atol=2e-5)
 
 
 def test_none_is_the_identity():

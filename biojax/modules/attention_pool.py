@@ -1,0 +1,117 @@
+"""From a set of tokens (b, t, c) to a few vectors, or to one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from biojax.errors import ShapeError
+from biojax.modules.attention import MultiHeadAttention
+from biojax.modules.mlp import MLP
+from biojax.modules.norm import make_norm
+from biojax.typing import Array, Dtype, Precision
+
+__all__ = ["AttentionPool", "GatedAttentionPool"]
+
+
+class AttentionPool(nn.Module):
+    """Learned queries look at all tokens.
+
+    h = attention(queries, x),   y = h + mlp(norm(h))
+
+    Args:
+      num_heads: n; must divide the features of x.
+      num_queries: q, vectors that are made of the tokens.
+      mlp_ratio: width of the perceptron's hidden layer over the features.
+      qkv_bias: whether queries, keys and values have a bias.
+      epsilon: of the norm.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: the heads do not divide the features.
+      ShapeError: a mask of another shape than x's tokens.
+
+    Sources: Lee et al., "Set transformer", ICML 2019, section 3.2; with the norm where Zhai et al.,
+    "Scaling vision transformers", CVPR 2022, section 3.3, have it in their code.
+    """
+
+    num_heads: int
+    num_queries: int = 1
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    epsilon: float = 1e-6
+    precision: Precision = None
+    implementation: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """(b, t, c) to (b, q, c); `mask`, (b, t), is True for tokens that count."""
+        b, _, c = x.shape
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {"precision": self.precision, **kind}
+        _check_mask("AttentionPool", x, mask)
+        init = nn.initializers.truncated_normal(c**-0.5)
+        queries = self.param("queries", init, (self.num_queries, c), self.param_dtype)
+        queries = jnp.broadcast_to(queries.astype(x.dtype), (b, self.num_queries, c))
+        h = MultiHeadAttention(
+            self.num_heads,
+            self.qkv_bias,
+            implementation=self.implementation,
+            name="attention",
+            **options,
+        )(queries, x, mask=None if mask is None else mask[:, None, None, :])
+        y = make_norm("layer", epsilon=self.epsilon, **kind)(h)
+        return h + MLP(int(c * self.mlp_ratio), name="mlp", **options)(y)
+
+
+class GatedAttentionPool(nn.Module):
+    """The mean of the tokens, weighted by what each of them is.
+
+    a[t] = softmax over t of  w . (tanh(V x[t]) * sigmoid(U x[t])),   y = sum over t of a[t] x[t]
+
+    with a bias after w, V and U. The weights a, (b, t), float32 at least, are among the
+    intermediates as "weights": they say which instances of a bag decided.
+
+    Args:
+      hidden_features: rows of V and U.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Raises:
+      ShapeError: a mask of another shape than x's tokens.
+
+    Source: Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning", ICML 2018,
+    equations 7 and 9; biases as in the authors' code.
+    """
+
+    hidden_features: int = 128
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """(b, t, c) to (b, c); `mask`, (b, t), is True for tokens that count. Of none, zeros."""
+        _check_mask("GatedAttentionPool", x, mask)
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        hidden = jnp.tanh(nn.Dense(self.hidden_features, name="hidden", **kind)(x))
+        gate = nn.sigmoid(nn.Dense(self.hidden_features, name="gate", **kind)(x))
+        scores = nn.Dense(1, name="score", **kind)(hidden * gate)[..., 0]
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        weights = jax.nn.softmax(scores, where=mask)
+        self.sow("intermediates", "weights", weights)
+        y = jnp.einsum("bt,btc->bc", weights, x.astype(weights.dtype))
+        return y.astype(hidden.dtype)
+
+
+def _check_mask(where: str, x: Array, mask: Array | None) -> None:
+    if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != jnp.bool_):
+        raise ShapeError(
+            where,
+            f"a mask {mask.shape} of {mask.dtype} for tokens {x.shape}",
+            f"{x.shape[:2]}, boolean",
+            "Give True for each token that counts and False for padding",
+        )
