@@ -4,7 +4,7 @@ Each has a reference that says what is right, and implementations that say how f
 needs nothing else of biojax.
 """
 
-from biojax.kernels.attention import attention, linear_attention
+from biojax.kernels.attention import attention, linear_attention, rotary, rotary_angles
 from biojax.kernels.conv import conv, conv_transpose
 from biojax.kernels.dispatch import Choice, explain
 from biojax.kernels.norm import batch_norm, group_norm, instance_norm, layer_norm
@@ -63,6 +63,8 @@ __all__ = [
     "rg_lru",
     "rg_lru_step",
     "rnn",
+    "rotary",
+    "rotary_angles",
     "scan_volume",
     "selective_scan",
     "selective_step",

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError, nearest_divisor
-from biojax.kernels import attention
-from biojax.kernels.attention.rotary import rotary
+from biojax.kernels import attention, rotary
 from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm
 from biojax.modules.residual import DropPath, LayerScale
@@ -74,7 +73,7 @@ class MultiHeadAttention(nn.Module):
         """(b, t, c) to (b, t, c), looking at x itself or at the context (b, s, any features).
 
         `bias` and `mask` are those of `biojax.kernels.attention`, broadcastable to (b, n, t, s);
-        `angles` turn queries and keys, see `biojax.kernels.attention.rotary_angles`.
+        `angles` turn queries and keys, see `biojax.kernels.rotary_angles`.
         """
         self._check(x.shape[-1], context, angles)
         kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from biojax.errors import ConfigError, ShapeError
-from biojax.kernels.attention.rotary import rotary, rotary_angles
+from biojax.kernels import rotary, rotary_angles
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 7, 3, 14)), jnp.float32)
 

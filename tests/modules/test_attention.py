@@ -10,7 +10,7 @@ from jax.scipy.stats import norm
 
 from biojax import kernels
 from biojax.errors import ConfigError
-from biojax.kernels.attention.rotary import rotary, rotary_angles
+from biojax.kernels import rotary, rotary_angles
 from biojax.modules import MultiHeadAttention, TransformerBlock
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 6)), jnp.float32)

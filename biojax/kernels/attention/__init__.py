@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from biojax.errors import ShapeError
 from biojax.kernels.attention import xla
 from biojax.kernels.attention.linear import linear_attention
+from biojax.kernels.attention.rotary import rotary, rotary_angles
 from biojax.kernels.dispatch import select
 from biojax.typing import Array, Precision
 
-__all__ = ["attention", "linear_attention"]
+__all__ = ["attention", "linear_attention", "rotary", "rotary_angles"]
 
 
 def attention(
