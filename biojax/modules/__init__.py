@@ -5,7 +5,7 @@ from biojax.modules.attention_pool import AttentionPool, GatedAttentionPool
 from biojax.modules.conv import Conv, ConvBlock, ConvTranspose
 from biojax.modules.convrecurrent import ConvGRU, ConvLSTM
 from biojax.modules.dense import BlockDense
-from biojax.modules.embed import PatchEmbed, sincos_positions
+from biojax.modules.embed import PatchEmbed, sincos_positions, unpatch
 from biojax.modules.griffin import GriffinBlock
 from biojax.modules.hierarchical import HierarchicalRNN
 from biojax.modules.mlp import MLP
@@ -47,4 +47,5 @@ __all__ = [
     "make_norm",
     "make_recurrent",
     "sincos_positions",
+    "unpatch",
 ]

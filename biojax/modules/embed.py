@@ -1,4 +1,7 @@
-"""From images to sequences of tokens."""
+"""From images to sequences of tokens, and back."""
+
+import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ from biojax.kernels.conv.geometry import per_axis
 from biojax.modules.conv import Conv
 from biojax.typing import Array, Dtype, IntOrTuple
 
-__all__ = ["PatchEmbed", "sincos_positions"]
+__all__ = ["PatchEmbed", "sincos_positions", "unpatch"]
 
 
 class PatchEmbed(nn.Module):
@@ -57,23 +60,76 @@ class PatchEmbed(nn.Module):
         return tokens.reshape(x.shape[0], -1, self.features)
 
 
-def sincos_positions(length: int, features: int) -> np.ndarray:
-    """Fixed positions of a sequence.
+def unpatch(tokens: Array, grid: IntOrTuple, patch_size: IntOrTuple) -> Array:
+    """An image of its patches: what `PatchEmbed` cuts up, put together again.
 
-    p[t, 2 i] = sin(t / 10000^(2 i / features)),   p[t, 2 i + 1] = cos(t / 10000^(2 i / features))
+    A token holds the pixels of its patch in raster order, each with its channels, as they meet the
+    kernel of `PatchEmbed`. A linear layer to as many features before it is the inverse projection,
+    a transposed convolution whose strides are its kernel.
 
     Args:
-      length: number of tokens t.
+      tokens: (b, t, p * c) with p the pixels of a patch.
+      grid: patches along each axis, t in all; an integer for a sequence.
+      patch_size: pixels of a patch, one number for all axes or one each.
+
+    Returns:
+      (b, *spatial, c), each axis of grid times patch_size pixels.
+
+    Raises:
+      ShapeError: as many tokens as the grid has not, or features that patches do not divide.
+
+    >>> unpatch(jnp.arange(8).reshape(1, 2, 4), (1, 2), 2)[0, ..., 0]
+    Array([[0, 1, 4, 5],
+           [2, 3, 6, 7]], dtype=int32)
+    """
+    grid = (grid,) if isinstance(grid, int) else tuple(grid)
+    size = per_axis("unpatch", "patch_size", patch_size, len(grid))
+    pixels, rank = math.prod(size), len(grid)
+    if tokens.ndim != 3 or tokens.shape[1] != math.prod(grid) or tokens.shape[2] % pixels:
+        raise ShapeError(
+            "unpatch",
+            f"tokens {tokens.shape} for a grid {grid} of patches {size}",
+            f"(b, {math.prod(grid)}, {pixels} * c)",
+            "Leave out class tokens, and project to the pixels of a patch times their channels",
+        )
+    x = tokens.reshape(-1, *grid, *size, tokens.shape[2] // pixels)
+    between = (axis for i in range(rank) for axis in (1 + i, 1 + rank + i))
+    x = x.transpose(0, *between, 1 + 2 * rank)
+    return x.reshape(-1, *(n * k for n, k in zip(grid, size, strict=True)), x.shape[-1])
+
+
+def sincos_positions(grid: int | Sequence[int], features: int) -> np.ndarray:
+    """Fixed positions of a sequence, or of a grid.
+
+    p[t, 2 i] = sin(t / 10000^(2 i / f)),   p[t, 2 i + 1] = cos(t / 10000^(2 i / f)),   2 i < f
+
+    with t the place on an axis and f its share of the features, features // axes: the first share
+    tells the place along the first axis, and so on. Features that are left over are 0.
+
+    Args:
+      grid: tokens along each axis; an integer for a sequence.
       features: size of a token.
 
     Returns:
-      (length, features), float32.
+      (t, features), float32; t places in raster order, the last axis fastest.
 
-    Source: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.5.
+    Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.5; on a grid
+    after Chen, Xie and He, "An empirical study of training self-supervised vision transformers",
+    ICCV 2021, whose code lists all sines of an axis before its cosines.
 
     >>> sincos_positions(2, 4)[0]
     array([0., 1., 0., 1.], dtype=float32)
+    >>> sincos_positions((2, 2), 4)[1].round(2)
+    array([0.  , 1.  , 0.84, 0.54], dtype=float32)
     """
-    i = np.arange(features)
-    angle = np.arange(length)[:, None] / 10_000.0 ** (2 * (i // 2) / features)
-    return np.where(i % 2 == 0, np.sin(angle), np.cos(angle)).astype(np.float32)
+    grid = (grid,) if isinstance(grid, int) else tuple(grid)
+    share = features // len(grid)
+    i = np.arange(share)
+    positions = np.zeros((*grid, features), np.float32)
+    for axis, length in enumerate(grid):
+        angle = np.arange(length)[:, None] / 10_000.0 ** (2 * (i // 2) / share)
+        waves = np.where(i % 2 == 0, np.sin(angle), np.cos(angle))
+        along = [1] * len(grid)
+        along[axis] = length
+        positions[..., axis * share : (axis + 1) * share] = waves.reshape(*along, share)
+    return positions.reshape(-1, features)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from biojax.errors import ShapeError
-from biojax.modules import PatchEmbed, sincos_positions
+from biojax.modules import PatchEmbed, sincos_positions, unpatch
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,24 @@ def test_each_token_is_one_matrix_times_its_patch(with_parameters):
     patches = x.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, -1)
     expected = patches @ np.asarray(w).reshape(-1, 5) + bias
     np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "patch"), [((6,), 2), ((4, 6), (2, 3)), ((4, 2, 6), (2, 1, 3))])
+def test_patches_are_put_together_again(shape, patch):
+    x = np.random.default_rng(0).standard_normal((2, *shape, 3)).astype(np.float32)
+    size = (patch,) * len(shape) if isinstance(patch, int) else patch
+    pixels = np.prod(size) * 3
+    kernel = jnp.eye(pixels).reshape(*size, 3, pixels)  # a token is its pixels
+    params = {"proj": {"kernel": kernel, "bias": jnp.zeros(pixels)}}
+    tokens = jnp.asarray(PatchEmbed(int(pixels), patch).apply({"params": params}, x))
+    grid = tuple(n // k for n, k in zip(shape, size, strict=True))
+    np.testing.assert_allclose(unpatch(tokens, grid, patch), x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(2, 2), 5])
+def test_tokens_that_make_no_image(grid):
+    with pytest.raises(ShapeError, match=r"^unpatch: got tokens \(1, 5, 6\) for a grid"):
+        unpatch(jnp.ones((1, 5, 6)), grid, 4)
 
 
 def test_dtypes(keeps_dtypes):
@@ -70,3 +88,17 @@ def test_positions_by_the_formula():
     p = sincos_positions(8, 16)
     products = p @ p.T
     np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (2, 3, 4)])
+def test_axes_share_the_features(grid):
+    axes = len(grid)
+    features = 4 * axes + 1
+    p = sincos_positions(grid, features)
+    assert p.shape == (np.prod(grid), features)
+    for place, row in zip(np.ndindex(*grid), p, strict=True):
+        for axis, at in enumerate(place):
+            expected = sincos_positions(max(grid), 4)[at]
+            np.testing.assert_allclose(row[4 * axis : 4 * axis + 4], expected, rtol=1e-6)
+    np.testing.assert_array_equal(p[:, -1], 0)
+    np.testing.assert_array_equal(sincos_positions((7,), 5), sincos_positions(7, 5))

@@ -31,6 +31,16 @@ def test_other_grids_read_between_the_places(with_parameters):
     np.testing.assert_allclose(y[0, 1:-1, 0], np.arange(0.25, 3, 0.5), rtol=1e-6)
 
 
+def test_the_grid_may_be_given(with_parameters):
+    module = LearnedPositions((6, 2))
+    variables = with_parameters(module, X)  # of another grid
+    table = variables["params"]["table"]
+    assert table.shape == (6, 2, 5)
+    np.testing.assert_allclose(module.apply(variables, X), X + resize(table[None], (3, 4)))
+    with pytest.raises(ShapeError, match=r"tokens \(2, 3, 4, 5\) for positions \(6, 5\)"):
+        jax.eval_shape(LearnedPositions((6,)).init, jax.random.key(0), X)
+
+
 def test_other_ranks_and_channels_are_refused(with_parameters):
     variables = with_parameters(LearnedPositions(), X)
     for x in (X[..., :4], X[:, 0]):
