@@ -15,6 +15,7 @@ from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.vil import ViL
 from biojax.models.vision_mamba import VisionMamba
+from biojax.models.vit import ViT
 
 __all__ = [
     "AttentionClassifier",
@@ -31,6 +32,7 @@ __all__ = [
     "UMamba",
     "UNet",
     "ViL",
+    "ViT",
     "VisionMamba",
     "count_parameters",
     "create_model",

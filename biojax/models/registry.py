@@ -27,6 +27,7 @@ from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.vil import ViL
 from biojax.models.vision_mamba import VisionMamba
+from biojax.models.vit import ViT
 
 __all__ = ["MODELS", "PRESETS", "count_parameters", "create_model", "list_models", "model_fields"]
 
@@ -59,6 +60,11 @@ MODELS: dict[str, type[nn.Module]] = {
     "vision_mamba_b": VisionMamba,
     "vision_mamba_s": VisionMamba,
     "vision_mamba_t": VisionMamba,
+    "vit_b": ViT,
+    "vit_h": ViT,
+    "vit_l": ViT,
+    "vit_s": ViT,
+    "vit_ti": ViT,
 }
 
 # The fields in which a name differs from the defaults of its class.
@@ -79,6 +85,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vil_s": {"features": 384},
     "vision_mamba_b": {"features": 768},
     "vision_mamba_s": {"features": 384},
+    "vit_h": {"features": 1280, "num_layers": 32, "num_heads": 16, "patch_size": 14},
+    "vit_l": {"features": 1024, "num_layers": 24, "num_heads": 16},
+    "vit_s": {"features": 384, "num_heads": 6},
+    "vit_ti": {"features": 192, "num_heads": 3},
 }
 
 

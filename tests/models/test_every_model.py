@@ -53,6 +53,13 @@ MODELS = {
         "state_size": 2,
         "patch_size": 4,
     },
+    "vit_ti": {
+        "num_classes": 3,
+        "features": 4,
+        "num_heads": 2,
+        "num_layers": 2,
+        "patch_size": 4,
+    },
 }
 DIMS = dict.fromkeys(MODELS, (1, 2, 3)) | {"convlstm_forecaster": (2, 3), "slice_rnn": (2, 3)}
 IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
@@ -66,13 +73,16 @@ PATCHED = [
     "rnn_encoder_decoder",
     "vil_t",
     "vision_mamba_t",
+    "vit_ti",
 ]
+SIZED = ["vit_ti"]  # whose positions are made for images of one size
 CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in DIMS[name]]
 
 
 def make(name: str, dims: int, **fields):
     patch = {"patch_size": 4} if dims > 1 and name in PATCHED else {}
-    return create_model(name, spatial_dims=dims, **{**MODELS[name], **patch, **fields})
+    size = {"image_size": IMAGE[dims][1:-1]} if name in SIZED else {}
+    return create_model(name, spatial_dims=dims, **{**MODELS[name], **patch, **size, **fields})
 
 
 def output_shape(name: str, dims: int) -> tuple[int, ...]:
@@ -230,7 +240,7 @@ INTERMEDIATES = {
 
 for same in ("resenc_unet_l", "umamba_bot", "umamba_enc"):
     INTERMEDIATES[same] = INTERMEDIATES["unet"]
-for same in ("vil_t", "vision_mamba_t"):
+for same in ("vil_t", "vision_mamba_t", "vit_ti"):
     INTERMEDIATES[same] = INTERMEDIATES["attention_classifier"]
 
 

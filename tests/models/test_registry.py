@@ -39,6 +39,11 @@ REQUIRED = {
     "vision_mamba_b": {"num_classes": 2},
     "vision_mamba_s": {"num_classes": 2},
     "vision_mamba_t": {"num_classes": None},
+    "vit_b": {"num_classes": 2},
+    "vit_h": {"num_classes": 2},
+    "vit_l": {"num_classes": 2},
+    "vit_s": {"num_classes": 2},
+    "vit_ti": {"num_classes": None},
 }
 
 
@@ -51,7 +56,8 @@ def test_list_models():
     ]
     assert list_models("???_classifier") == ["cnn_classifier", "rnn_classifier"]
     assert list_models("resnet3d_?0") == ["resnet3d_50"]
-    assert list_models("vit*") == []
+    assert list_models("vi?_t*") == ["vil_t", "vit_ti"]
+    assert list_models("vitt*") == []
 
 
 def test_names_are_those_of_the_classes():
@@ -73,6 +79,7 @@ def test_names_are_those_of_the_classes():
         **dict.fromkeys((f"vil_{size}" for size in "tsb"), models.ViL),
         "vision_mamba": models.VisionMamba,
         **dict.fromkeys((f"vision_mamba_{size}" for size in "tsb"), models.VisionMamba),
+        **dict.fromkeys((f"vit_{size}" for size in ("ti", *"sblh")), models.ViT),
     }
 
 
