@@ -6,32 +6,21 @@
 | `MedNeXt` | the authors' code, and MONAI's |
 | `ResidualUNet` | MONAI's `UNet` with residual units |
 | `ResNet3D` | MONAI's `ResNet`, which are those of most ResNets for PyTorch |
+| `ViT` | timm |
 """
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 
+from biojax.convert.module import Module
+from biojax.convert.transformers import TRANSFORMERS
 from biojax.errors import ConfigError
 from biojax.models import MedNeXt, ResEncUNet, ResidualUNet, ResNet3D, UNet
 
-__all__ = ["Module", "module_names", "plain_name"]
-
-
-class Module(NamedTuple):
-    """A module of PyTorch and the same one in biojax.
-
-    Attributes:
-      torch: its name in the state dict, without `.weight` and so on.
-      path: where its parameters are in biojax, with slashes.
-      layout: of its kernel: "conv", "transposed" or "depthwise transposed".
-    """
-
-    torch: str
-    path: str
-    layout: str = "conv"
+__all__ = ["module_names", "plain_name"]
 
 
 def module_names(model: nn.Module) -> list[Module]:
@@ -181,4 +170,5 @@ _FAMILIES: dict[type[nn.Module], Callable[[Any], Iterator[Module]]] = {
     MedNeXt: _mednext,
     ResidualUNet: _residual_unet,
     ResNet3D: _resnet3d,
+    **TRANSFORMERS,
 }

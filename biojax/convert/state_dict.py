@@ -1,5 +1,6 @@
 """A state dict of PyTorch, renamed and laid out as biojax's variables."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from biojax.convert.names import Module, module_names, plain_name
+from biojax.convert.module import Module
+from biojax.convert.names import module_names, plain_name
 from biojax.errors import CheckpointError, DataError, FileError, ShapeError, nearest, require
 from biojax.typing import ArrayLike
 
@@ -29,13 +31,16 @@ _LEAVES = {
 }
 
 
+_Places = list[tuple[str, Module]]  # paths of leaves, and the modules that they belong to
+
+
 def convert_state_dict(state: Mapping[str, ArrayLike], model: nn.Module) -> dict[str, Any]:
     """The variables of a model from the state dict of its PyTorch original.
 
     Kernels (out, in, *k) become (*k, in, out); those of transposed convolutions, (in, out, *k), are
     reversed along their spatial axes as well, since `biojax.kernels.conv_transpose` does not flip.
-    Running statistics become `batch_stats`. Left out are counts of batches, MedNeXt's dummy, and
-    the heads of deep supervision where the model has none.
+    Running statistics become `batch_stats`. Left out are counts of batches, MedNeXt's dummy, the
+    heads of deep supervision where the model has none, and what the original never uses.
 
     Args:
       state: arrays by PyTorch's names. Modules that have two names count once.
@@ -55,12 +60,11 @@ def convert_state_dict(state: Mapping[str, ArrayLike], model: nn.Module) -> dict
     found = {plain_name(name): name for name in state}
     leaves = abstract_variables(model, input_channels(state, model))
     places = _places(modules, leaves)
-    _check_names(model, found, {name: path for name, (path, _) in places.items()}, modules)
+    _check_names(model, found, places, modules)
 
     converted: dict[str, np.ndarray] = {}
     for name, value in state.items():
-        if plain_name(name) in places:
-            path, module = places[plain_name(name)]
+        for path, module in places.get(plain_name(name), ()):
             array = _converted(name, value, leaves[path], module)
             if path in converted and not np.array_equal(array, converted[path]):
                 raise DataError(
@@ -124,32 +128,45 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:20]) + more
 
 
-def _places(modules: Iterable[Module], leaves: Mapping[str, Any]) -> dict[str, tuple[str, Module]]:
+def _places(modules: Iterable[Module], leaves: Mapping[str, Any]) -> dict[str, _Places]:
     """Where each of PyTorch's names goes, for what the model has."""
-    places = {}
+    places: dict[str, _Places] = {}
     for module in modules:
-        for (collection, leaf), theirs in _LEAVES.items():
-            path = f"{collection}/{module.path}/{leaf}"
+        names = {f"params/{module.path}": module.torch}
+        if module.layout != "array":
+            names = {
+                f"{collection}/{module.path}/{leaf}": f"{module.torch}.{theirs}"
+                for (collection, leaf), theirs in _LEAVES.items()
+            }
+        for path, name in names.items():
             if path in leaves:
-                places[f"{module.torch}.{theirs}"] = (path, module)
+                places.setdefault(name, []).append((path, module))
     return places
 
 
 def _check_names(
-    model: nn.Module, found: Iterable[str], places: dict[str, str], modules: Iterable[Module]
+    model: nn.Module,
+    found: Iterable[str],
+    places: dict[str, _Places],
+    modules: Iterable[Module],
 ) -> None:
     """Refuse names without a place, and places without a name."""
-    heads = {m.torch for m in modules if re.fullmatch(r"head\d+", m.path)}
+    idle = {m.torch for m in modules if not m.path or re.fullmatch(r"head\d+", m.path)}
     unmatched = [
         name
         for name in found
         if name not in places
-        and name.rpartition(".")[0] not in heads
+        and not idle.intersection((name, name.rpartition(".")[0]))
         and name != "dummy_tensor"
         and not name.endswith(".num_batches_tracked")
     ]
-    filled = {places[name] for name in found if name in places}
-    missing = {path: name for name, path in reversed(places.items()) if path not in filled}
+    filled = {path for name in found for path, _ in places.get(name, ())}
+    missing = {
+        path: name
+        for name, those in reversed(places.items())
+        for path, _ in those
+        if path not in filled
+    }
     if not (unmatched or missing):
         return
     parts = []
@@ -176,19 +193,33 @@ def _converted(
         raise DataError(
             name, "values that are not finite", "finite weights", "Train or save them again"
         )
-    swapped = module.layout == "transposed"  # (in, out, *k), not (out, in, *k)
-    *k, c, f = leaf.shape if len(leaf.shape) > 1 else (0, 0)
-    expected = ((c, f, *k) if swapped else (f, c, *k)) if c else leaf.shape or (1,)
-    if value.shape != expected:
+    part = np.atleast_1d(value)
+    if module.layout == "array":  # theirs have axes of length 1 in front, ours may have a grid
+        part = part.reshape(math.prod(part.shape[:-1]), part.shape[-1])
+    part, expected = part[module.rows], _shape_there(leaf.shape, module.layout)
+    if part.shape != expected:
+        rows = module.rows
+        of = "" if rows == slice(None) else f" in rows {rows.start} to {rows.stop or 'the last'}"
         raise ShapeError(
             name,
             f"{value.shape}",
-            f"{expected} for {module.path}",
+            f"{expected}{of} for {module.path}",
             "Give the fields that the weights were trained with",
         )
-    if value.ndim > 1:
-        spatial = tuple(range(2, value.ndim))
-        value = value if module.layout == "conv" else np.flip(value, spatial)
-        value = np.transpose(value, (*spatial, *((0, 1) if swapped else (1, 0))))
-    value = value.reshape(leaf.shape)  # the one slope of a PReLU is (1,) there, () here
-    return np.array(value, leaf.dtype, order="C")
+    if module.layout != "array" and part.ndim > 1:
+        spatial = tuple(range(2, part.ndim))
+        part = part if module.layout == "conv" else np.flip(part, spatial)
+        swapped = module.layout == "transposed"
+        part = np.transpose(part, (*spatial, *((0, 1) if swapped else (1, 0))))
+    part = part.reshape(leaf.shape)  # the one slope of a PReLU is (1,) there, () here
+    return np.array(part, leaf.dtype, order="C")
+
+
+def _shape_there(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    """The shape that an array of this one has in PyTorch."""
+    if layout == "array":
+        return math.prod(shape[:-1]), shape[-1]
+    if len(shape) < 2:
+        return shape or (1,)
+    *k, c, f = shape
+    return (c, f, *k) if layout == "transposed" else (f, c, *k)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from biojax.convert import convert_state_dict, load_weights, read_state_dict, save_weights
-from biojax.models import MedNeXt, ResEncUNet, ResidualUNet, ResNet3D, UNet, create_model, upkern
+from biojax.models import (
+    MedNeXt,
+    ResEncUNet,
+    ResidualUNet,
+    ResNet3D,
+    UNet,
+    ViT,
+    create_model,
+    upkern,
+)
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 nets = pytest.importorskip("monai.networks.nets", reason="monai is not installed")
@@ -225,6 +234,25 @@ def test_whole_resnets(depth):
     net = randomised(make(spatial_dims=3, n_input_channels=1, num_classes=2))
     model = create_model(f"resnet3d_{depth}", num_classes=2)
     compare(net, model, image(1, 16, 16, 16, 1))
+
+
+VIT = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({}, {}),
+        ({"qk_norm": True, "init_values": 0.1}, {"qk_norm": True, "layer_scale": 0.1}),
+        ({"class_token": False, "global_pool": "avg", "fc_norm": False}, {"pool": "mean"}),
+        ({"class_token": False, "global_pool": "map"}, {"pool": "attention"}),
+    ],
+)
+def test_vit(theirs, ours):
+    timm = pytest.importorskip("timm.models.vision_transformer", reason="timm is not installed")
+    net = timm.VisionTransformer(num_classes=5, in_chans=2, **VIT, **theirs)
+    model = ViT(5, 2, (8, 12), 4, 12, 2, 3, **ours)
+    compare(randomised(net), model, image(2, 8, 12, 2))
 
 
 @pytest.mark.parametrize("out_channels", [2, 14])

@@ -1,6 +1,7 @@
 """Names, layouts, and what does not fit."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import pytest
 
 from biojax import kernels
 from biojax.convert import convert_state_dict
-from biojax.convert.names import Module, plain_name
+from biojax.convert.module import Module
+from biojax.convert.names import module_names, plain_name
 from biojax.convert.state_dict import _converted, input_channels
 from biojax.errors import CheckpointError, ConfigError, DataError, ShapeError
-from biojax.models import MedNeXt, ResEncUNet, ResidualUNet, ResNet3D, UNet, create_model
+from biojax.models import MedNeXt, ResEncUNet, ResidualUNet, ResNet3D, UNet, ViT, create_model
 
 MODELS = {
     "unet": UNet(3, 1, (2, 4, 6), num_convs=1),
@@ -21,6 +23,8 @@ MODELS = {
     "mednext": MedNeXt(3, 1, 2, (1, 1, 1), (2, 3, 2)),
     "residual_unet": ResidualUNet(3, 1, (2, 4), num_convs=1, norm="batch"),
     "resnet3d": ResNet3D(3, 1, (2, 4), (1, 1)),
+    "vit": ViT(3, 2, 8, 4, 4, 1, 2, qk_norm=True, layer_scale=0.1),
+    "vit with a pool": ViT(3, 1, 8, 4, 4, 1, 2, pool="attention"),
 }
 
 # Every name that the originals give their modules.
@@ -60,13 +64,23 @@ NAMES = {
         layer2.0.conv1 layer2.0.bn1 layer2.0.conv2 layer2.0.bn2
         layer2.0.downsample.0 layer2.0.downsample.1 fc""",
 }
+VIT = """
+    pos_embed patch_embed.proj norm head blocks.0.norm1 blocks.0.norm2
+    blocks.0.attn.qkv blocks.0.attn.proj blocks.0.mlp.fc1 blocks.0.mlp.fc2"""
+NAMES["vit"] = f"""
+    {VIT} cls_token blocks.0.attn.q_norm blocks.0.attn.k_norm
+    blocks.0.ls1.gamma blocks.0.ls2.gamma"""
+NAMES["vit with a pool"] = f"""
+    {VIT} attn_pool.latent attn_pool.q attn_pool.kv attn_pool.proj attn_pool.norm
+    attn_pool.mlp.fc1 attn_pool.mlp.fc2"""
 NAMES["unet with heads"] = NAMES["unet"] + " decoder.seg_layers.0"
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_name_fills_every_variable(name, torch_state):
     model, state = MODELS[name], torch_state(MODELS[name], 2)
-    assert {key.rpartition(".")[0] for key in state} == set(NAMES[name].split())
+    leaf = re.compile(r"\.(weight|bias|running_mean|running_var)$")
+    assert {leaf.sub("", key) for key in state} == set(NAMES[name].split())
     variables = convert_state_dict(state, model)
     x = jax.ShapeDtypeStruct((1, *[8] * model.spatial_dims, 2), jnp.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -93,6 +107,48 @@ def test_values_land_where_they_belong(torch_state):
     slope = state["model.2.0.adn.A.weight"]
     assert slope.shape == (1,)
     assert params["up0"]["prelu"]["negative_slope"] == slope[0]
+
+
+def test_one_array_there_may_be_several_here(torch_state):
+    state = torch_state(MODELS["vit"])
+    state["pos_embed"] = state["pos_embed"][None]  # as PyTorch has it
+    params = convert_state_dict(state, MODELS["vit"])["params"]
+    attention, qkv = params["block0"]["attention"], state["blocks.0.attn.qkv.weight"]
+    for i, name in enumerate(("query", "key", "value")):
+        np.testing.assert_array_equal(attention[name]["kernel"], qkv[4 * i : 4 * i + 4].T)
+        bias = state["blocks.0.attn.qkv.bias"][4 * i : 4 * i + 4]
+        np.testing.assert_array_equal(attention[name]["bias"], bias)
+    table = params["positions"]["table"].reshape(4, 4)
+    np.testing.assert_array_equal(params["class_position"], state["pos_embed"][0, 0])
+    np.testing.assert_array_equal(table, state["pos_embed"][0, 1:])
+    np.testing.assert_array_equal(params["class_token"], state["cls_token"][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("pos_embed", (1, 6, 4), r"\(1, 6, 4\)\. Expected \(4, 4\) in rows 1 to the last for pos"),
+        ("cls_token", (), r"\(\)\. Expected \(1, 4\) for class_token"),
+        ("blocks.0.attn.qkv.weight", (8, 4), r"\(8, 4\)\. Expected \(4, 4\) in rows 8 to 12 for"),
+        ("blocks.0.attn.qkv.weight", (12, 5), r"Expected \(4, 4\) in rows 0 to 4 for block0/att"),
+    ],
+)
+def test_parts_that_do_not_fit(name, shape, message, torch_state):
+    state = torch_state(MODELS["vit"]) | {name: np.ones(shape, np.float32)}
+    with pytest.raises(ShapeError, match=message):
+        convert_state_dict(state, MODELS["vit"])
+
+
+def test_what_the_original_never_uses_is_left_out(torch_state, monkeypatch):
+    state = torch_state(MODELS["resnet3d"])
+    expected = convert_state_dict(state, MODELS["resnet3d"])
+    idle = {"index": np.zeros(2, int), "extra.weight": np.ones(3, np.float32)}
+    with pytest.raises(CheckpointError, match=r"2 names that it has no place for: extra\.weight"):
+        convert_state_dict(state | idle, MODELS["resnet3d"])
+    known = [*module_names(MODELS["resnet3d"]), Module("index", "", "array"), Module("extra", "")]
+    monkeypatch.setattr("biojax.convert.state_dict.module_names", lambda _: known)
+    found = convert_state_dict(state | idle, MODELS["resnet3d"])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("groups", [1, 3])
