@@ -4,7 +4,13 @@ Each has a reference that says what is right, and implementations that say how f
 needs nothing else of biojax.
 """
 
-from biojax.kernels.attention import attention, linear_attention, rotary, rotary_angles
+from biojax.kernels.attention import (
+    attention,
+    attention_and_lse,
+    linear_attention,
+    rotary,
+    rotary_angles,
+)
 from biojax.kernels.conv import conv, conv_transpose
 from biojax.kernels.dispatch import Choice, explain
 from biojax.kernels.norm import batch_norm, group_norm, instance_norm, layer_norm
@@ -39,6 +45,7 @@ from biojax.kernels.tune import tune
 __all__ = [
     "Choice",
     "attention",
+    "attention_and_lse",
     "avg_pool",
     "batch_norm",
     "conv",

@@ -72,7 +72,7 @@ IMPLEMENTATIONS = {
     "slstm": ["sequential"],
     "conv_lstm": ["sequential"],
     "conv_gru": ["sequential"],
-    "attention": ["xla"],
+    "attention": ["xla", "blocked"],
     "linear_attention": ["chunked"],
 }
 # States to begin with that are named arguments. They are shaped as those that come last.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from biojax.errors import ShapeError
 from biojax.typing import Array, ArrayLike
 
-__all__ = ["check_tokens", "seen_keys"]
+__all__ = ["check_lengths", "check_tokens", "seeing_queries", "seen_keys"]
 
 
 def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
@@ -31,6 +31,17 @@ def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
             f"query of {query.dtype}, key of {key.dtype}, value of {value.dtype}",
             "one floating dtype for all three",
             "Convert them with astype",
+        )
+
+
+def check_lengths(where: str, name: str, lengths: ArrayLike, b: int) -> None:
+    """Refuse lengths, called so by the caller, that are not b whole numbers."""
+    if lengths.shape != (b,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ShapeError(
+            where,
+            f"{name} of {lengths.dtype} and shape {lengths.shape}",
+            f"whole numbers of shape {(b,)}, one for each of the batch",
+            "Count what there is of each",
         )
 
 
@@ -68,13 +79,29 @@ def seen_keys(
             )
         seen = jnp.broadcast_to(mask.reshape(wide)[:, 0, 0], (b, s))
     if lengths is not None:
-        if lengths.shape != (b,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
-            raise ShapeError(
-                where,
-                f"key_lengths of {lengths.dtype} and shape {lengths.shape}",
-                f"whole numbers of shape {(b,)}, one for each of the batch",
-                "Count the keys of each",
-            )
+        check_lengths(where, "key_lengths", lengths, b)
         present = start + jnp.arange(s) < jnp.asarray(lengths)[:, None]
         seen = present if seen is None else seen & present
     return seen
+
+
+def seeing_queries(
+    seen: Array | None, lengths: Array | None, t: int, is_causal: bool
+) -> Array | None:
+    """Which of t queries exist and see a key, (b, t) or (b, 1); None for all.
+
+    Args:
+      seen: which keys may be seen, (b, s); None for all.
+      lengths: how many queries there are, (b,); None for all.
+      t: their number.
+      is_causal: whether query i sees keys 0 to i only.
+    """
+    found = None
+    if seen is not None:
+        found = seen.any(axis=1, keepdims=True)
+        if is_causal:
+            found &= jnp.arange(t) >= jnp.argmax(seen, axis=1, keepdims=True)
+    if lengths is not None:
+        exist = jnp.arange(t) < lengths[:, None]
+        found = exist if found is None else exist & found
+    return found

@@ -3,43 +3,65 @@
 import jax.numpy as jnp
 from jax import lax
 
+from biojax.kernels.attention.scores import dropout_weights, visible
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
 __all__ = ["attention"]
 
 
-def attention(query, key, value, bias, mask, scale, is_causal, precision) -> Array:
-    """Arguments as in the package, `scale` a number."""
+def attention(
+    query, key, value, bias, mask, query_lengths, key_lengths, dropout_key, options
+) -> tuple[Array, Array]:
+    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v) and the log-sum-exp (b, t, n)."""
     b, t, n, k = query.shape
     s, m = key.shape[1:3]
     wide = accumulator(query.dtype)
-    grouped = query.reshape(b, t, m, n // m, k)
-    logits = scale * jnp.einsum(
-        "btmgk,bsmk->bmgts", grouped, key, precision=precision, preferred_element_type=wide
-    ).reshape(b, n, t, s)
+    # Heads before tokens: on a CPU XLA has no other products of 16 bits in batches.
+    grouped = query.reshape(b, t, m, n // m, k).transpose(0, 2, 3, 1, 4).reshape(b, m, -1, k)
+    products = jnp.matmul(
+        grouped,
+        key.transpose(0, 2, 3, 1),
+        precision=options.precision,
+        preferred_element_type=wide,
+    )
+    logits = options.scale * products.reshape(b, n, t, s)
+    if options.soft_cap is not None:
+        logits = options.soft_cap * jnp.tanh(logits / options.soft_cap)
     if bias is not None:
         logits += bias
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
-    if is_causal:
-        logits = jnp.where(jnp.tri(t, s, dtype=bool), logits, -jnp.inf)
-    weights = _softmax(logits).astype(value.dtype).reshape(b, m, n // m, t, s)
-    y = jnp.einsum(
-        "bmgts,bsmv->btmgv", weights, value, precision=precision, preferred_element_type=wide
+    ends = [None if x is None else x.reshape(b, 1, 1, 1) for x in (query_lengths, key_lengths)]
+    seen = visible(jnp.arange(t)[:, None], jnp.arange(s), options.is_causal, *ends)
+    if seen is not None:
+        logits = jnp.where(seen, logits, -jnp.inf)
+    weights, lse = _softmax(logits)
+    if dropout_key is not None:
+        kept = dropout_weights(dropout_key, jnp.arange(b * n * t), 0, s, options.dropout_rate)
+        weights *= kept.reshape(weights.shape)
+    y = jnp.matmul(
+        weights.astype(value.dtype).reshape(b, m, -1, s),
+        value.swapaxes(1, 2),
+        precision=options.precision,
+        preferred_element_type=wide,
     )
-    return y.reshape(b, t, n, -1).astype(query.dtype)
+    y = y.reshape(b, n, t, -1).swapaxes(1, 2).astype(query.dtype)
+    return y, lse.swapaxes(1, 2)
 
 
-def _softmax(logits: Array) -> Array:
-    """Softmax over the last axis; a row of minus infinities gives zeros, not NaN.
+def _softmax(logits: Array) -> tuple[Array, Array]:
+    """Softmax over the last axis, and the log of its denominator.
 
-    The result does not depend on the peak, so no gradient flows through it; that of a maximum is
-    0 / 0 where the compiler computes the logits anew, and none is equal to the peak any more.
+    A row of minus infinities gives zeros, not NaN. The results do not depend on the peak, so no
+    gradient flows through it; that of a maximum is 0 / 0 where the compiler computes the logits
+    anew, and none is equal to the peak any more.
     """
     peak = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True)
     peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
     seen = logits != -jnp.inf
     weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - peak, 0.0)), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1.0)
+    some = jnp.where(total > 0, total, 1.0)
+    lse = jnp.where(total > 0, peak + jnp.log(some), -jnp.inf)
+    return weights / some, lse[..., 0]

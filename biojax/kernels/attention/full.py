@@ -1,0 +1,213 @@
+"""Scaled dot-product attention: every query may look at every key."""
+
+import jax
+import jax.numpy as jnp
+
+from biojax.errors import ConfigError, ShapeError
+from biojax.kernels.attention import blocked, xla
+from biojax.kernels.attention.checks import check_lengths, check_tokens
+from biojax.kernels.attention.scores import Options
+from biojax.kernels.dispatch import platform, select
+from biojax.typing import Array, Precision
+
+__all__ = ["attention", "attention_and_lse"]
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_lengths: Array | None = None,
+    key_lengths: Array | None = None,
+    soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    precision: Precision = None,
+    implementation: str | None = None,
+) -> Array:
+    """Scaled dot-product attention, exact.
+
+    x[b, n, t, s] = cap(scale * <query[b, t, n], key[b, s, n]>) + bias[b, n, t, s]
+    p[b, n, t, s] = softmax over s of  x[b, n, t, s]
+    y[b, t, n]    = sum over s of  p[b, n, t, s] * value[b, s, n]
+
+    Args:
+      query: (b, t, n, k).
+      key: (b, s, m, k), m dividing n: each head of key and value serves n / m heads of query.
+      value: (b, s, m, v).
+      bias: added to the scaled products, broadcastable to (b, n, t, s); -inf hides a key.
+      mask: boolean, broadcastable to (b, n, t, s); True where a query may look.
+      scale: 1 / sqrt(k) if None.
+      is_causal: query i sees keys 0 to i only.
+      query_lengths: how many of the queries there are, (b,), whole numbers; those after them give
+        zeros.
+      key_lengths: how many of the keys there are, (b,); those after them are not seen.
+      soft_cap: c of cap(x) = c * tanh(x / c), which keeps logits within c; none if None.
+      dropout_rate: share of the weights p that are dropped, the others divided by 1 less it.
+      dropout_key: random key; without it nothing is dropped. The same weights are dropped by "xla"
+        and by "blocked".
+      precision: passed to both products, as in `jax.lax`.
+      implementation: "blocked", whose memory is linear in t + s; "xla", which holds all t * s
+        scores and can be differentiated again; or None to choose.
+
+    Returns:
+      (b, t, n, v), of query's dtype. A query that may look nowhere gives zeros.
+
+    Raises:
+      ShapeError: the arrays do not fit together.
+      ConfigError: dropout_rate is not in [0, 1), or soft_cap is not positive.
+
+    The softmax is computed in at least float32.
+    Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.1; grouped
+    heads: Ainslie et al., "GQA", EMNLP 2023, section 2.2; in blocks: Dao et al.,
+    "FlashAttention", NeurIPS 2022, section 3.1; soft cap: Gemma team, "Gemma 2", 2024, section 2.
+
+    >>> q = k = jnp.zeros((1, 2, 1, 4))
+    >>> v = jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)
+    >>> attention(q, k, v, is_causal=True)[0, :, 0, 0]
+    Array([1., 2.], dtype=float32)
+    """
+    lengths = query_lengths, key_lengths
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    options = Options(scale, is_causal, soft_cap, dropout_rate, precision)
+    return _attend(
+        "attention", query, key, value, bias, mask, *lengths, dropout_key, options, implementation
+    )[0]
+
+
+def attention_and_lse(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    query_lengths: Array | None = None,
+    key_lengths: Array | None = None,
+    soft_cap: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    precision: Precision = None,
+    implementation: str | None = None,
+) -> tuple[Array, Array]:
+    """`attention`, and the logarithm of what each query's weights were divided by.
+
+    lse[b, t, n] = log(sum over s of  exp(x[b, n, t, s]))
+
+    With it the results y_1 and y_2 for two sets of keys make the one for both of them,
+    (e_1 y_1 + e_2 y_2) / (e_1 + e_2) where e_i = exp(lse_i).
+
+    Args:
+      All: as of `attention`.
+
+    Returns:
+      y: (b, t, n, v), of query's dtype. lse: (b, t, n), float32 at least; minus infinity for a
+      query that may look nowhere.
+
+    Raises:
+      ShapeError, ConfigError: see `attention`.
+
+    >>> q = k = v = jnp.zeros((1, 3, 1, 4))
+    >>> attention_and_lse(q, k, v)[1][0, 0] == jnp.log(3)
+    Array([ True], dtype=bool)
+    """
+    lengths = query_lengths, key_lengths
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    options = Options(scale, is_causal, soft_cap, dropout_rate, precision)
+    where = "attention_and_lse"
+    return _attend(
+        where, query, key, value, bias, mask, *lengths, dropout_key, options, implementation
+    )
+
+
+def _attend(
+    where: str,
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None,
+    mask: Array | None,
+    query_lengths: Array | None,
+    key_lengths: Array | None,
+    dropout_key: Array | None,
+    options: Options,
+    implementation: str | None,
+) -> tuple[Array, Array]:
+    check_tokens(where, query, key, value)
+    _check_scores(where, query, key, bias, mask)
+    for name, lengths in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
+        if lengths is not None:
+            check_lengths(where, name, lengths, query.shape[0])
+    _check_options(where, options)
+    if dropout_key is None or options.dropout_rate == 0:
+        dropout_key, options = None, options._replace(dropout_rate=0.0)
+    else:
+        dropout_key = jax.random.key_data(dropout_key)
+    implementations = {"xla": xla.attention, "blocked": blocked.attention}
+    run = select(where, implementations, implementation, lambda: _rule(query, key))
+    lengths = query_lengths, key_lengths
+    return run(query, key, value, bias, mask, *lengths, dropout_key, options)
+
+
+def _rule(query: Array, key: Array) -> tuple[str, str]:
+    t, s = query.shape[1], key.shape[1]
+    if t * s <= SMALL:
+        return "xla", f"{t} x {s} scores of a head"
+    return "blocked", f"{t} x {s} scores of a head, on {platform()}"
+
+
+# Scores of a head up to which all of them are held at once.
+SMALL = 256 * 256
+
+
+def _check_scores(
+    where: str, query: Array, key: Array, bias: Array | None, mask: Array | None
+) -> None:
+    scores = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    for name, array in (("bias", bias), ("mask", mask)):
+        if array is not None and not _broadcasts(array.shape, scores):
+            raise ShapeError(
+                where,
+                f"{name} of shape {array.shape}",
+                f"a shape that broadcasts to (b, n, t, s) = {scores}",
+                f"Put axes of length 1 where the {name} does not vary",
+            )
+    if mask is not None and mask.dtype != jnp.bool_:
+        raise ShapeError(
+            where,
+            f"mask of {mask.dtype}",
+            "a boolean mask, True where a query may look",
+            "Write mask != 0, or pass numbers to be added as bias",
+        )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
+    )
+
+
+def _check_options(where: str, options: Options) -> None:
+    if not 0 <= options.dropout_rate < 1:
+        raise ConfigError(
+            where,
+            f"dropout_rate={options.dropout_rate}",
+            "a share of the weights from 0 to below 1",
+            "Drop nothing with 0",
+            "dropout_rate=0.0" if options.dropout_rate < 0 else "dropout_rate=0.9",
+        )
+    if options.soft_cap is not None and not options.soft_cap > 0:
+        raise ConfigError(
+            where,
+            f"soft_cap={options.soft_cap}",
+            "a positive number, which logits do not exceed, or None",
+            "Leave it out for no cap",
+            "soft_cap=None",
+        )

@@ -1,0 +1,92 @@
+"""What lies between the products of queries with keys and their softmax, for every implementation.
+
+A block of scores is described by the numbers of its rows (queries) and of its columns (keys), so
+that the same rules hold for all of them at once and for a part.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from biojax.typing import Array, Precision
+
+__all__ = ["CHUNK", "Options", "dropout_weights", "visible"]
+
+# Keys that share one key of the random numbers.
+CHUNK = 128
+
+
+class Options(NamedTuple):
+    """What is the same for all scores.
+
+    Args:
+      scale: of the products.
+      is_causal: whether query i sees keys 0 to i only.
+      soft_cap: c of c * tanh(x / c), applied to the scaled products; None for none.
+      dropout_rate: share of the weights that are dropped.
+      precision: of both products.
+    """
+
+    scale: float
+    is_causal: bool = False
+    soft_cap: float | None = None
+    dropout_rate: float = 0.0
+    precision: Precision = None
+
+
+def visible(
+    rows: Array,
+    columns: Array,
+    is_causal: bool,
+    query_length: Array | None,
+    key_length: Array | int | None,
+) -> Array | None:
+    """Which of these queries may look at which of these keys, as far as their numbers say.
+
+    Args:
+      rows, columns: numbers of the queries and of the keys, of shapes that broadcast.
+      is_causal: whether a query sees no key after it.
+      query_length, key_length: queries and keys from there on do not exist; None for no end.
+
+    Returns:
+      True where it may, broadcastable to the block; None if all may.
+    """
+    rules = []
+    if is_causal:
+        rules.append(columns <= rows)
+    if query_length is not None:
+        rules.append(rows < query_length)
+    if key_length is not None:
+        rules.append(columns < key_length)
+    seen = None
+    for rule in rules:
+        seen = rule if seen is None else seen & rule
+    return seen
+
+
+def dropout_weights(key_data: Array, rows: Array, first: Array | int, count: int, rate: float):
+    """What weights are multiplied by: 0 for those dropped, 1 / (1 - rate) for the others.
+
+    The random number of a weight depends on its row and column alone, whatever the block.
+
+    Args:
+      key_data: of a random key.
+      rows: (r,) numbers of rows, different for every query of every head and image.
+      first: the first column, a multiple of `CHUNK`.
+      count: columns.
+      rate: share that is dropped, to within 2^-17.
+
+    Returns:
+      (r, count), float32.
+    """
+    key = jax.random.wrap_key_data(key_data)
+    chunks = first // CHUNK + jnp.arange(-(-count // CHUNK))
+
+    def of_row(row):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, row), chunks)
+        bits = jax.vmap(lambda key: jax.random.bits(key, (CHUNK,), jnp.uint16))(keys)
+        return bits.reshape(-1)[:count]
+
+    dropped = jax.vmap(of_row)(rows) < round(rate * 2**16)
+    return jnp.where(dropped, 0.0, 1 / (1 - rate)).astype(jnp.float32)
