@@ -1,5 +1,7 @@
 """Scaled dot-product attention: every query may look at every key."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +75,7 @@ def attention(
     Array([1., 2.], dtype=float32)
     """
     lengths = query_lengths, key_lengths
-    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
     options = Options(scale, is_causal, soft_cap, dropout_rate, precision)
     return _attend(
         "attention", query, key, value, bias, mask, *lengths, dropout_key, options, implementation
@@ -119,7 +121,7 @@ def attention_and_lse(
     Array([ True], dtype=bool)
     """
     lengths = query_lengths, key_lengths
-    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
     options = Options(scale, is_causal, soft_cap, dropout_rate, precision)
     where = "attention_and_lse"
     return _attend(
