@@ -1,5 +1,6 @@
 """Models: modules that map an image to logits, or a clip to the frames that follow."""
 
+from biojax.models.abmil import ABMIL
 from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
 from biojax.models.convlstm import ConvLSTMForecaster
@@ -18,6 +19,7 @@ from biojax.models.vision_mamba import VisionMamba
 from biojax.models.vit import ViT
 
 __all__ = [
+    "ABMIL",
     "AttentionClassifier",
     "CNNClassifier",
     "ConvLSTMForecaster",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, nearest
+from biojax.models.abmil import ABMIL
 from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
 from biojax.models.convlstm import ConvLSTMForecaster
@@ -32,6 +33,7 @@ from biojax.models.vit import ViT
 __all__ = ["MODELS", "PRESETS", "count_parameters", "create_model", "list_models", "model_fields"]
 
 MODELS: dict[str, type[nn.Module]] = {
+    "abmil": ABMIL,
     "attention_classifier": AttentionClassifier,
     "cnn_classifier": CNNClassifier,
     "convlstm_forecaster": ConvLSTMForecaster,

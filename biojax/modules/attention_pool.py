@@ -73,7 +73,7 @@ class GatedAttentionPool(nn.Module):
 
     a[t] = softmax over t of  w . (tanh(V x[t]) * sigmoid(U x[t])),   y = sum over t of a[t] x[t]
 
-    with a bias after w, V and U. The weights a, (b, t), float32 at least, are among the
+    with a bias after V and U. The weights a, (b, t), float32 at least, are among the
     intermediates as "weights": they say which instances of a bag decided.
 
     Args:
@@ -85,7 +85,7 @@ class GatedAttentionPool(nn.Module):
       ShapeError: a mask of another shape than x's tokens.
 
     Source: Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning", ICML 2018,
-    equations 7 and 9; biases as in the authors' code.
+    equations 7 and 9; biases as in the authors' code, without that of w, which changes nothing.
     """
 
     hidden_features: int = 128
@@ -99,12 +99,11 @@ class GatedAttentionPool(nn.Module):
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         hidden = jnp.tanh(nn.Dense(self.hidden_features, name="hidden", **kind)(x))
         gate = nn.sigmoid(nn.Dense(self.hidden_features, name="gate", **kind)(x))
-        scores = nn.Dense(1, name="score", **kind)(hidden * gate)[..., 0]
+        scores = nn.Dense(1, use_bias=False, name="score", **kind)(hidden * gate)[..., 0]
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         weights = jax.nn.softmax(scores, where=mask)
         self.sow("intermediates", "weights", weights)
-        y = jnp.einsum("bt,btc->bc", weights, x.astype(weights.dtype))
-        return y.astype(hidden.dtype)
+        return jnp.sum(weights[..., None] * x, axis=1).astype(hidden.dtype)
 
 
 def _check_mask(where: str, x: Array, mask: Array | None) -> None:

@@ -14,6 +14,7 @@ from biojax.models import create_model, registry
 
 # Small fields, the numbers of spatial axes, and for each of these an image and its axes' names.
 MODELS = {
+    "abmil": {"num_classes": 3, "encoder_features": (2, 3), "features": 4, "hidden_features": 3},
     "attention_classifier": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2},
     "cnn_classifier": {"num_classes": 3, "features": (2, 4), "dense": 4},
     "convlstm_forecaster": {"num_frames": 2, "features": (3, 2), "kernel_size": 3, "patch_size": 4},
@@ -64,6 +65,7 @@ MODELS = {
 DIMS = dict.fromkeys(MODELS, (1, 2, 3)) | {"convlstm_forecaster": (2, 3), "slice_rnn": (2, 3)}
 IMAGE = {1: (2, 12, 2), 2: (2, 12, 16, 2), 3: (2, 12, 16, 12, 2)}
 AXES = {name: {1: "w", 2: "hw", 3: "dhw"} for name in MODELS}
+AXES["abmil"] = {1: "m", 2: "mw", 3: "mhw"}
 AXES["convlstm_forecaster"] = {2: "tw", 3: "thw"}
 DENSE = [name for name, fields in MODELS.items() if "out_channels" in fields]
 PATCHED = [
@@ -156,6 +158,7 @@ def test_the_computation_is_in_bfloat16(name, monkeypatch):
 # what the bias of the keys adds to all scores of a query.
 IDLE = ("['depthwise']['bias']", "['key']['bias']")
 GRADIENTS = {
+    "abmil": (2, {"encoder_features": (4, 6)}),
     "unet": (3, {"norm": "layer", "features": (2, 3)}),
     "resenc_unet_l": (3, {"norm": "layer", "features": (4, 6), "num_blocks": (1, 1)}),
     "residual_unet": (3, {"norm": "layer", "features": (4, 6)}),
@@ -190,6 +193,12 @@ def test_gradients_reach_every_parameter(name, with_parameters, quick_jit):
 
 
 INTERMEDIATES = {
+    "abmil": {
+        "encoder/stage0": (24, 4, 2),
+        "encoder/stage1": (24, 2, 3),
+        "instances": (2, 12, 4),
+        "pool/weights": (2, 12),
+    },
     "attention_classifier": {"tokens0": (2, 12, 4), "tokens1": (2, 12, 4)},
     "cnn_classifier": {"stage0": (2, 5, 7, 2), "stage1": (2, 1, 2, 4)},
     "convlstm_forecaster": {

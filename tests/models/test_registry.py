@@ -11,6 +11,7 @@ from biojax.errors import ConfigError
 from biojax.models import count_parameters, create_model, list_models
 
 REQUIRED = {
+    "abmil": {"num_classes": 2},
     "attention_classifier": {"num_classes": 3},
     "cnn_classifier": {},
     "convlstm_forecaster": {},
@@ -63,6 +64,7 @@ def test_list_models():
 def test_names_are_those_of_the_classes():
     classes = {name: type(create_model(name, **fields)) for name, fields in REQUIRED.items()}
     assert classes == {
+        "abmil": models.ABMIL,
         "attention_classifier": models.AttentionClassifier,
         "cnn_classifier": models.CNNClassifier,
         "convlstm_forecaster": models.ConvLSTMForecaster,
@@ -179,6 +181,7 @@ def fields_of(model) -> dict:
 def test_fields_survive_json(name):
     small = {"features": (4, 8), "num_blocks": (1, 2)}
     extra = {
+        "abmil": {"encoder_name": "vit_s", "encoder_fields": (("patch_size", (8, 4)),)},
         **{f"mednext_{size}": {"kernel_size": 5, "num_blocks": (1,) * 9} for size in "sbml"},
         **{f"resenc_unet_{size}": small for size in ("m", "l", "xl")},
         **{f"resnet3d_{depth}": small for depth in (18, 34, 50)},

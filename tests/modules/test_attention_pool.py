@@ -19,7 +19,7 @@ def test_gated_attention_by_its_formula(with_parameters):
     variables = with_parameters(module, X)
     v, u, w = (variables["params"][name] for name in ("hidden", "gate", "score"))
     gate = 1 / (1 + np.exp(-(X @ u["kernel"] + u["bias"])))
-    scores = (np.tanh(X @ v["kernel"] + v["bias"]) * gate) @ w["kernel"] + w["bias"]
+    scores = (np.tanh(X @ v["kernel"] + v["bias"]) * gate) @ w["kernel"]
     e = np.exp(scores[..., 0])
     for mask in (None, MASK):
         kept = e if mask is None else e * mask
