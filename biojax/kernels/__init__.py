@@ -8,6 +8,7 @@ from biojax.kernels.attention import (
     attention,
     attention_and_lse,
     linear_attention,
+    ring_attention,
     rotary,
     rotary_angles,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "resize",
     "rg_lru",
     "rg_lru_step",
+    "ring_attention",
     "rnn",
     "rotary",
     "rotary_angles",
