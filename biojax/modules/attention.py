@@ -30,6 +30,7 @@ class MultiHeadAttention(nn.Module):
       key_bias: whether keys have one too. It adds the same to all scores of a query, so that
         without qk_norm and angles it changes nothing.
       qk_norm: layer norms of each head's queries and keys, over its k channels.
+      norm: a layer norm of what the heads found, over all their channels, before W_proj.
       is_causal: token i sees tokens 0 to i only.
       dropout_rate: of the output, while training.
       attention_dropout_rate: of the attention weights, while training.
@@ -43,13 +44,15 @@ class MultiHeadAttention(nn.Module):
       ConfigError: the heads do not divide the features, or angles are given with a context.
 
     Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2; qk_norm:
-    Dehghani et al., "Scaling vision transformers to 22 billion parameters", ICML 2023, section 2.
+    Dehghani et al., "Scaling vision transformers to 22 billion parameters", ICML 2023, section 2;
+    norm: Wang et al., "Magneto: a foundation transformer", ICML 2023, section 2.
     """
 
     num_heads: int
     qkv_bias: bool = True
     key_bias: bool = True
     qk_norm: bool = False
+    norm: bool = False
     is_causal: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
@@ -107,8 +110,10 @@ class MultiHeadAttention(nn.Module):
             precision=self.precision,
             implementation=self.implementation,
             **options,
-        )
-        y = dense(name="proj")(y.reshape(x.shape))
+        ).reshape(x.shape)
+        if self.norm:
+            y = norm()(y)
+        y = dense(name="proj")(y)
         return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
 
     def _check(self, c: int, context: Array | None, angles: Array | None) -> None:
@@ -141,7 +146,8 @@ class TransformerBlock(nn.Module):
       mlp_ratio: width of the hidden layer over that of the tokens.
       mlp: "gelu" or "swiglu", see `biojax.modules.MLP`.
       mlp_norm: whether the hidden layer is normalised.
-      qkv_bias: see `MultiHeadAttention`, as the three that follow.
+      attention_norm: `norm` of `MultiHeadAttention`, which also has the four that follow.
+      qkv_bias: whether queries, keys and values have a bias.
       key_bias: whether keys have a bias.
       qk_norm: whether queries and keys are normalised.
       is_causal: whether tokens see only those before them.
@@ -163,6 +169,7 @@ class TransformerBlock(nn.Module):
     mlp_ratio: float = 4.0
     mlp: str = "gelu"
     mlp_norm: bool = False
+    attention_norm: bool = False
     qkv_bias: bool = True
     key_bias: bool = True
     qk_norm: bool = False
@@ -222,4 +229,5 @@ class TransformerBlock(nn.Module):
         fields = ("qkv_bias", "key_bias", "qk_norm", "dropout_rate", "attention_dropout_rate")
         shared = (*fields, "epsilon", "precision", "implementation", "dtype", "param_dtype")
         options = {field: getattr(self, field) for field in shared}
-        return MultiHeadAttention(self.num_heads, is_causal=is_causal, name=name, **options)
+        options |= {"norm": self.attention_norm, "is_causal": is_causal}
+        return MultiHeadAttention(self.num_heads, name=name, **options)

@@ -28,19 +28,22 @@ def layer_norm(x, params, epsilon=1e-6):
     return jnp.asarray(x * params["scale"] + params["bias"], jnp.float32)
 
 
-def attend(x, params, num_heads, mask=None, context=None, norm=lambda x, _: x, angles=None):
+def attend(x, params, num_heads, mask=None, context=None, norm=layer_norm, angles=None):
     """Heads are slices of the features: head i is features i * k to (i + 1) * k."""
     z = x if context is None else context
 
     def heads(of, name):
         return dense(of, params[name]).reshape(*of.shape[:2], num_heads, -1)
 
+    def normal(y, name):
+        return norm(y, params[name]) if name in params else y
+
     query, key, value = heads(x, "query"), heads(z, "key"), heads(z, "value")
-    query, key = norm(query, params.get("query_norm")), norm(key, params.get("key_norm"))
+    query, key = normal(query, "query_norm"), normal(key, "key_norm")
     if angles is not None:
         query, key = rotary(query, angles), rotary(key, angles)
-    y = kernels.attention(query, key, value, mask=mask)
-    return dense(y.reshape(x.shape), params["proj"])
+    y = kernels.attention(query, key, value, mask=mask).reshape(x.shape)
+    return dense(normal(y, "norm"), params["proj"])
 
 
 def check(module, expected, *args, with_parameters, quickly, **options):
@@ -131,14 +134,23 @@ def test_the_block_with_all_its_parts(with_parameters, quickly):
         def back(y, name):
             return y * p[name]["scale"]
 
-        y = attend(norm(X, p["norm1"]), p["attention"], 2)
+        assert p["attention"]["norm"]["scale"].shape == (6,)
+        y = attend(norm(X, p["norm1"]), p["attention"], 2, norm=norm)
         x = X + back(y, "scale1")
-        y = attend(norm(x, p["norm_cross"]), p["cross_attention"], 2, context=Z)
+        y = norm(x, p["norm_cross"])
+        y = attend(y, p["cross_attention"], 2, context=Z, norm=norm)
         x = x + back(y, "scale_cross")
         return x + back(mlp(norm(x, p["norm2"]), p["mlp"]), "scale2")
 
     module = TransformerBlock(
-        2, 1.5, "swiglu", mlp_norm=True, qkv_bias=False, layer_scale=0.1, epsilon=1e-5
+        2,
+        1.5,
+        "swiglu",
+        mlp_norm=True,
+        attention_norm=True,
+        qkv_bias=False,
+        layer_scale=0.1,
+        epsilon=1e-5,
     )
     check(module, expected, Z, with_parameters=with_parameters, quickly=quickly)
 
@@ -168,7 +180,7 @@ def test_dropout_only_while_training(with_parameters, quickly):
 
 
 def test_dtypes(keeps_dtypes):
-    keeps_dtypes(partial(MultiHeadAttention, 2, qk_norm=True), X)
+    keeps_dtypes(partial(MultiHeadAttention, 2, qk_norm=True, norm=True), X)
 
 
 def test_the_block_keeps_the_wider_dtype_of_its_sum():

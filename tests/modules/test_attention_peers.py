@@ -45,22 +45,30 @@ def test_rotary_positions(grid, head_size):
     np.testing.assert_allclose(rotary(jnp.asarray(x), angles), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer_scale", [None, 0.1])
-def test_the_block_of_primus(layer_scale, with_parameters):
+@pytest.mark.parametrize(("layer_scale", "norm"), [(None, False), (0.1, True)])
+def test_the_block_of_primus(layer_scale, norm, with_parameters):
     net = eva.Eva(
         embed_dim=24, depth=1, num_heads=2, ref_feat_shape=GRID, init_values=layer_scale,
-        num_reg_tokens=1,
+        num_reg_tokens=1, scale_attn_inner=norm,
     ).eval()  # fmt: skip
     block, rope = net.blocks[0], net.rope.get_embed()
     x = random(2, 25, 24)
     module = TransformerBlock(
-        2, 8 / 3, "swiglu", mlp_norm=True, key_bias=False, layer_scale=layer_scale, epsilon=1e-5
+        2,
+        8 / 3,
+        "swiglu",
+        mlp_norm=True,
+        attention_norm=norm,
+        key_bias=False,
+        layer_scale=layer_scale,
+        epsilon=1e-5,
     )
     angles = rotary_angles(GRID, 12, num_prefix=1)
     variables = with_parameters(module, jnp.asarray(x))
     names = {
         "attention/query": block.attn.q_proj, "attention/key": block.attn.k_proj,
         "attention/value": block.attn.v_proj, "attention/proj": block.attn.proj,
+        "attention/norm": block.attn.norm,
         "mlp/gate": block.mlp.fc1_g, "mlp/expand": block.mlp.fc1_x, "mlp/norm": block.mlp.norm,
         "mlp/project": block.mlp.fc2, "norm1": block.norm1, "norm2": block.norm2,
     }  # fmt: skip
