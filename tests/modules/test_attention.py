@@ -179,6 +179,17 @@ def test_dropout_only_while_training(with_parameters, quickly):
     np.testing.assert_array_equal(still, without)
 
 
+def test_dropout_of_the_weights(with_parameters):
+    module = MultiHeadAttention(2, attention_dropout_rate=0.5)
+    variables = with_parameters(module, X)
+    run = partial(module.apply, variables, X)
+    one, same, other = (run(train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert not np.allclose(one, other)
+    assert not np.allclose(one, run())
+    np.testing.assert_array_equal(run(), MultiHeadAttention(2).apply(variables, X))
+
+
 def test_dtypes(keeps_dtypes):
     keeps_dtypes(partial(MultiHeadAttention, 2, qk_norm=True, norm=True), X)
 
