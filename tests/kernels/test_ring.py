@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels import attention, ring_attention
 from biojax.kernels.attention import blocked
+from biojax.kernels.attention.zigzag import from_zigzag, to_zigzag
 
 TOKENS = P(None, "a")
 
@@ -103,6 +104,18 @@ def test_queries_that_see_nothing_give_zeros(mesh_of, quickly):
     assert not y[0, :10].any()
     assert y[0, 10:].all()
     assert not any(x[0, :10].any() for x in gradients)
+
+
+def test_zigzag(mesh_of, compiled):
+    """Device i has parts i and 15 - i; back where they were."""
+    over = partial(jax.shard_map, mesh=mesh_of(8), out_specs=TOKENS)
+    (dealt, back), collectives = compiled(
+        over(lambda x: (y := to_zigzag(x, "a"), from_zigzag(y, "a")), in_specs=TOKENS),
+        np.arange(16)[None, :, None],
+    )
+    assert dealt.ravel().tolist() == [part for i in range(8) for part in (i, 15 - i)]
+    assert back.ravel().tolist() == list(range(16))
+    assert collectives == {"collective-permute"}
 
 
 def test_causal_work_is_even(mesh_of):

@@ -4,12 +4,11 @@ Keys and values go round: each device keeps its queries, sees the keys of one de
 passes them on to the next. What it saw is put together by the log-sum-exp of the scores. On the
 way back keys and values go round once more, and their gradients with them.
 
-Causal attention would leave the first device idle, whose queries see few keys. So the sequence is
-cut in twice as many parts as there are devices, and device i takes part i from the front and part i
-from the end while the keys go round: every step is then the same half of its scores on every
-device, in whole blocks. To deal the tokens by turns ("striped attention", Brandon et al. 2023) is
-as even, but masks half of every block. Tokens are sent there and back within, as costs 2 of the
-devices' steps: callers have them in their order.
+Causal attention would leave the first device idle, whose queries see few keys. So tokens are dealt
+out anew while the keys go round (see `zigzag`): every step is then the same half of its scores on
+every device, in whole blocks. To deal them one by one ("striped attention", Brandon et al. 2023) is
+as even, but masks half of every block. They are sent there and back in here, as much as two steps
+send, so that callers have them in their order.
 
 Source: Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for near-infinite
 context", ICLR 2024, section 3.
@@ -26,6 +25,7 @@ from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.attention import blocked
 from biojax.kernels.attention.checks import check_tokens, seen_keys
 from biojax.kernels.attention.scores import Options
+from biojax.kernels.attention.zigzag import from_zigzag, to_zigzag
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, Precision
@@ -111,8 +111,8 @@ def ring_attention(
     query, keys = jax.tree.map(lambda x: varying(x, rank, *jax.tree.leaves(arrays)), arrays)
     if not is_causal:
         return _attend(axis_name, options, query, keys)
-    query, keys = jax.tree.map(partial(_dealt, axis_name=axis_name), (query, keys))
-    return _gathered(_attend(axis_name, options, query, keys), axis_name)
+    query, keys = jax.tree.map(partial(to_zigzag, axis_name=axis_name), (query, keys))
+    return from_zigzag(_attend(axis_name, options, query, keys), axis_name)
 
 
 def _rank(where: str, axis_name: str) -> Array:
@@ -225,39 +225,6 @@ def _passed_on(tree, axis_name: str):
     count = lax.axis_size(axis_name)
     pairs = [(i, (i + 1) % count) for i in range(count)]
     return jax.tree.map(lambda x: lax.ppermute(x, axis_name, pairs), tree)
-
-
-def _dealt(x: Array, axis_name: str) -> Array:
-    """Parts i and 2p - 1 - i of (b, t, ...) on device i of p, which held parts 2i and 2i + 1."""
-    held = jnp.split(x, 2, axis=1)
-    came = [lax.ppermute(part, axis_name, _homes(axis_name)[odd]) for odd, part in enumerate(held)]
-    return _turned(came, axis_name)
-
-
-def _gathered(x: Array, axis_name: str) -> Array:
-    """The inverse of `_dealt`."""
-    held = jnp.split(_turned(jnp.split(x, 2, axis=1), axis_name), 2, axis=1)
-    back = [[(j, i) for i, j in pairs] for pairs in _homes(axis_name)]
-    came = [lax.ppermute(part, axis_name, back[odd]) for odd, part in enumerate(held)]
-    return jnp.concatenate(came, axis=1)
-
-
-def _homes(axis_name: str) -> list[list[tuple[int, int]]]:
-    """From and to where each device's first part goes, and its second."""
-    count = lax.axis_size(axis_name)
-    parts = [[2 * i + odd for i in range(count)] for odd in (0, 1)]
-    return [[(c // 2, min(c, 2 * count - 1 - c)) for c in each] for each in parts]
-
-
-def _turned(halves: list[Array], axis_name: str) -> Array:
-    """Both in their order on even devices, and the other way round on odd ones.
-
-    Even parts of the sequence are first ones of what a device held; of what it gets, part i and
-    part 2p - 1 - i, they are the first if i is even.
-    """
-    is_odd = lax.axis_index(axis_name) % 2 == 1
-    a, b = halves
-    return jnp.concatenate([jnp.where(is_odd, b, a), jnp.where(is_odd, a, b)], axis=1)
 
 
 def _firsts(keys: _Keys) -> _Keys:
