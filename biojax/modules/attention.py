@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from biojax.errors import ConfigError, nearest_divisor
+from biojax.errors import ConfigError, ShapeError, nearest_divisor
 from biojax.kernels import attention, rotary
 from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm
@@ -41,6 +41,7 @@ class MultiHeadAttention(nn.Module):
       param_dtype: of the parameters.
 
     Raises:
+      ShapeError: x or the context is not (b, t, c).
       ConfigError: the heads do not divide the features, or angles are given with a context.
 
     Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2; qk_norm:
@@ -78,7 +79,7 @@ class MultiHeadAttention(nn.Module):
         `bias` and `mask` are those of `biojax.kernels.attention`, broadcastable to (b, n, t, s);
         `angles` turn queries and keys, see `biojax.kernels.rotary_angles`.
         """
-        self._check(x.shape[-1], context, angles)
+        self._check(x, context, angles)
         kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = partial(nn.Dense, x.shape[-1], precision=self.precision, **kind)
         norm = partial(make_norm, "layer", epsilon=self.epsilon, **kind)
@@ -96,10 +97,7 @@ class MultiHeadAttention(nn.Module):
             key = norm(layer_name="key_norm")(key)
         if angles is not None:
             query, key = rotary(query, angles), rotary(key, angles)
-        options = {}
-        if train and self.attention_dropout_rate:
-            options["dropout_rate"] = self.attention_dropout_rate
-            options["dropout_key"] = self.make_rng("dropout")
+        drops = train and self.attention_dropout_rate > 0
         y = attention(
             query,
             key,
@@ -107,16 +105,26 @@ class MultiHeadAttention(nn.Module):
             bias,
             mask,
             is_causal=self.is_causal,
+            dropout_rate=self.attention_dropout_rate,
+            dropout_key=self.make_rng("dropout") if drops else None,
             precision=self.precision,
             implementation=self.implementation,
-            **options,
         ).reshape(x.shape)
         if self.norm:
             y = norm()(y)
         y = dense(name="proj")(y)
         return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
 
-    def _check(self, c: int, context: Array | None, angles: Array | None) -> None:
+    def _check(self, x: Array, context: Array | None, angles: Array | None) -> None:
+        for tokens in (x,) if context is None else (x, context):
+            if tokens.ndim != 3:
+                raise ShapeError(
+                    "MultiHeadAttention",
+                    f"tokens of shape {tokens.shape}",
+                    "(b, t, c)",
+                    "Make the axes of an image one: x.reshape(b, -1, c)",
+                )
+        c = x.shape[-1]
         if self.num_heads < 1 or c % self.num_heads:
             raise ConfigError(
                 "MultiHeadAttention",

@@ -31,7 +31,7 @@ class AttentionPool(nn.Module):
 
     Raises:
       ConfigError: the heads do not divide the features.
-      ShapeError: a mask of another shape than x's tokens.
+      ShapeError: x is not (b, t, c), or a mask of another shape than its tokens.
 
     Sources: Lee et al., "Set transformer", ICML 2019, section 3.2; with the norm where Zhai et al.,
     "Scaling vision transformers", CVPR 2022, section 3.3, have it in their code.
@@ -50,10 +50,10 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """(b, t, c) to (b, q, c); `mask`, (b, t), is True for tokens that count."""
+        _check("AttentionPool", x, mask)
         b, _, c = x.shape
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         options = {"precision": self.precision, **kind}
-        _check_mask("AttentionPool", x, mask)
         init = nn.initializers.truncated_normal(c**-0.5)
         queries = self.param("queries", init, (self.num_queries, c), self.param_dtype)
         queries = jnp.broadcast_to(queries.astype(x.dtype), (b, self.num_queries, c))
@@ -82,7 +82,7 @@ class GatedAttentionPool(nn.Module):
       param_dtype: of the parameters.
 
     Raises:
-      ShapeError: a mask of another shape than x's tokens.
+      ShapeError: x is not (b, t, c), or a mask of another shape than its tokens.
 
     Source: Ilse, Tomczak and Welling, "Attention-based deep multiple instance learning", ICML 2018,
     equations 7 and 9; biases as in the authors' code, without that of w, which changes nothing.
@@ -95,7 +95,7 @@ class GatedAttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """(b, t, c) to (b, c); `mask`, (b, t), is True for tokens that count. Of none, zeros."""
-        _check_mask("GatedAttentionPool", x, mask)
+        _check("GatedAttentionPool", x, mask)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         hidden = jnp.tanh(nn.Dense(self.hidden_features, name="hidden", **kind)(x))
         gate = nn.sigmoid(nn.Dense(self.hidden_features, name="gate", **kind)(x))
@@ -106,7 +106,14 @@ class GatedAttentionPool(nn.Module):
         return jnp.sum(weights[..., None] * x, axis=1).astype(hidden.dtype)
 
 
-def _check_mask(where: str, x: Array, mask: Array | None) -> None:
+def _check(where: str, x: Array, mask: Array | None) -> None:
+    if x.ndim != 3:
+        raise ShapeError(
+            where,
+            f"tokens of shape {x.shape}",
+            "(b, t, c)",
+            "Make the axes of an image one: x.reshape(b, -1, c)",
+        )
     if mask is not None and (mask.shape != x.shape[:2] or mask.dtype != jnp.bool_):
         raise ShapeError(
             where,

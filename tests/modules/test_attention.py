@@ -9,7 +9,7 @@ import pytest
 from jax.scipy.stats import norm
 
 from biojax import kernels
-from biojax.errors import ConfigError
+from biojax.errors import ConfigError, ShapeError
 from biojax.kernels import rotary, rotary_angles
 from biojax.modules import MultiHeadAttention, TransformerBlock
 
@@ -212,3 +212,9 @@ def test_heads_that_do_not_divide(heads, nearest):
 def test_another_mlp():
     with pytest.raises(ConfigError, match=r"^MLP: got activation='gleu'.*Did you mean 'gelu'\?"):
         jax.eval_shape(TransformerBlock(2, mlp="gleu").init, jax.random.key(0), X)
+
+
+@pytest.mark.parametrize("args", [(X[:, None],), (X, Z[0])])
+def test_images_are_no_tokens(args):
+    with pytest.raises(ShapeError, match=r"tokens of shape .* Expected \(b, t, c\)"):
+        jax.eval_shape(TransformerBlock(2).init, jax.random.key(0), *args)

@@ -75,5 +75,7 @@ def test_dtypes_and_what_is_refused(make, keeps_dtypes):
     for mask in (MASK[:, :4], MASK.astype(jnp.float32)):
         with pytest.raises(ShapeError, match=r"got a mask .* for tokens \(2, 5, 6\)"):
             jax.eval_shape(make().init, jax.random.key(0), X, mask)
+    with pytest.raises(ShapeError, match=r"tokens of shape \(2, 1, 5, 6\). Expected \(b, t, c\)"):
+        jax.eval_shape(make().init, jax.random.key(0), X[:, None])
     with pytest.raises(ConfigError, match="num_heads=4 for 6 features"):
         jax.eval_shape(AttentionPool(4).init, jax.random.key(0), X)
