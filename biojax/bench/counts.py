@@ -61,8 +61,9 @@ def count_bytes(mode: str, inputs: Any, outputs: Any) -> int:
 def count_voxels(kernel: str, spec: Spec) -> int:
     """Positions in the input: batch times voxels, or batch times steps."""
     data = spec.shapes[1] if kernel == "linear_scan" else spec.shapes[0]
-    has_heads = kernel in ("attention", "ssd", "mlstm", "slstm")
-    return math.prod(data[:2] if has_heads else data[:-1])
+    if kernel in ("ssd", "mlstm", "slstm"):
+        return math.prod(data[:2])
+    return math.prod(data[:-2] if kernel.endswith("attention") else data[:-1])
 
 
 def count_model(model: nn.Module, variables: Any, x: Any) -> tuple[list[Choice], int | None]:
@@ -162,6 +163,18 @@ def _attention(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int
     return 2 * pairs * (query[-1] + value[-1])
 
 
+def _linear_attention(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
+    """Sums of products of keys and values, and products of queries and these."""
+    query, key, value = shapes
+    return 2 * (math.prod(key) + math.prod(query)) * value[-1]
+
+
+def _neighborhood_attention(shapes: Shapes, _: tuple[int, ...], options: Mapping[str, Any]) -> int:
+    query, _, value = shapes
+    sizes = per_axis("attention", "kernel_size", options["kernel_size"], len(query) - 3)
+    return 2 * math.prod(query[:-1]) * math.prod(sizes) * (query[-1] + value[-1])
+
+
 _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -184,6 +197,8 @@ _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]
     "conv_lstm": _cell,
     "conv_gru": _cell,
     "attention": _attention,
+    "linear_attention": _linear_attention,
+    "neighborhood_attention": _neighborhood_attention,
 }
 
 

@@ -1,4 +1,4 @@
-"""Kernels that walk a sequence, at one width and many lengths."""
+"""Kernels over sequences, at one width and many lengths."""
 
 from collections.abc import Iterable
 
@@ -22,7 +22,8 @@ def length_cases(implementations: Iterable[str | None] = (None,)) -> list[Case]:
 
 def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
     """By kernel, those of its arrays for t steps."""
-    inputs, ports, heads, gate = (1, t, 64), (1, t, 16), (1, t, 4, 16), (1, t, 4)
+    inputs, ports, gate = (1, t, 64), (1, t, 16), (1, t, 4)
+    head, heads = (1, t, 1, 64), (1, t, 4, 16)
 
     def cell(gates: int) -> tuple[tuple[int, ...], ...]:
         return (4, t, 64), (64, gates * 64), (64, gates * 64), (gates * 64,), (4, 64)
@@ -37,4 +38,6 @@ def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
         "rnn": cell(1),
         "lstm": (*cell(4), (4, 64)),
         "gru": cell(3),
+        "attention": (head,) * 3,
+        "linear_attention": (head,) * 3,
     }

@@ -54,6 +54,8 @@ def test_every_kernel_has_every_length():
         "rnn",
         "lstm",
         "gru",
+        "attention",
+        "linear_attention",
     ]
     assert sorted((case.target, case.spec) for case in cases) == sorted(
         (kernel, f"t{t}") for kernel in kernels for t in LENGTHS
