@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test slow lint format constraints clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -12,6 +12,10 @@ demo: .venv/demo ## train and apply a 3-D U-Net on an MRI volume; about 6 minute
 
 test: .venv/test ## the everyday tests; at most 12 minutes
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+
+slow: .venv/test ## the slow tests, and every kernel once more, as XLA compiles it for users
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow -n 2 --dist worksteal
+	XLA_FLAGS= $(BIN)/python -m pytest tests/kernels/test_against_reference.py -n 2 --dist worksteal
 
 lint: .venv/dev ## ruff and pyright
 	$(BIN)/ruff check .

@@ -7,6 +7,14 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+# Most of the tests' time is compilation of programs that run once or twice. XLA reads this when
+# its first device is asked for; `XLA_FLAGS= pytest ...` compiles as anyone would.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1",
+)
+
 import jax
 import jax.numpy as jnp
 import numpy as np
