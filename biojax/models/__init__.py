@@ -5,6 +5,7 @@ from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
 from biojax.models.convlstm import ConvLSTMForecaster
 from biojax.models.mednext import MedNeXt, upkern
+from biojax.models.primus import Primus
 from biojax.models.registry import count_parameters, create_model, list_models
 from biojax.models.resenc_unet import ResEncUNet
 from biojax.models.residual_unet import ResidualUNet
@@ -14,16 +15,19 @@ from biojax.models.segmamba import SegMamba
 from biojax.models.slice_rnn import SliceRNN
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
+from biojax.models.unetr import UNETR
 from biojax.models.vil import ViL
 from biojax.models.vision_mamba import VisionMamba
 from biojax.models.vit import ViT
 
 __all__ = [
     "ABMIL",
+    "UNETR",
     "AttentionClassifier",
     "CNNClassifier",
     "ConvLSTMForecaster",
     "MedNeXt",
+    "Primus",
     "RNNClassifier",
     "RNNEncoderDecoder",
     "ResEncUNet",

@@ -18,6 +18,7 @@ from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
 from biojax.models.convlstm import ConvLSTMForecaster
 from biojax.models.mednext import MedNeXt
+from biojax.models.primus import Primus
 from biojax.models.resenc_unet import ResEncUNet
 from biojax.models.residual_unet import ResidualUNet
 from biojax.models.resnet3d import ResNet3D
@@ -26,6 +27,7 @@ from biojax.models.segmamba import SegMamba
 from biojax.models.slice_rnn import SliceRNN
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
+from biojax.models.unetr import UNETR
 from biojax.models.vil import ViL
 from biojax.models.vision_mamba import VisionMamba
 from biojax.models.vit import ViT
@@ -41,6 +43,10 @@ MODELS: dict[str, type[nn.Module]] = {
     "mednext_l": MedNeXt,
     "mednext_m": MedNeXt,
     "mednext_s": MedNeXt,
+    "primus_b": Primus,
+    "primus_l": Primus,
+    "primus_m": Primus,
+    "primus_s": Primus,
     "resenc_unet_l": ResEncUNet,
     "resenc_unet_m": ResEncUNet,
     "resenc_unet_xl": ResEncUNet,
@@ -55,6 +61,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "umamba_bot": UMamba,
     "umamba_enc": UMamba,
     "unet": UNet,
+    "unetr": UNETR,
     "vil_b": ViL,
     "vil_s": ViL,
     "vil_t": ViL,
@@ -80,6 +87,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_blocks": (3, 4, 4, 4, 4, 4, 4, 4, 3),
         "expansion_ratio": (2, 3, 4, 4, 4, 4, 4, 3, 2),
     },
+    "primus_b": {"features": 792, "num_heads": 12},
+    "primus_l": {"features": 1056, "num_layers": 24, "num_heads": 16},
+    "primus_m": {"features": 864, "num_layers": 16, "num_heads": 12},
     "resnet3d_34": {"num_blocks": (3, 4, 6, 3)},
     "resnet3d_50": {"num_blocks": (3, 4, 6, 3), "bottleneck": True},
     "umamba_enc": {"mamba_in_encoder": True},

@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from biojax.errors import ConfigError
 from biojax.kernels.scan import TRI_ORIENTATED
 from biojax.models.checks import check_image
+from biojax.models.unetr import UNETRBlock
 from biojax.modules import Conv, ConvTranspose, MambaBlock, make_norm
 from biojax.typing import Array, Dtype
 
@@ -153,39 +154,7 @@ class GatedConv(nn.Module):
         return checkpoint_name(x + layer(y, 1, "fuse"), "block")
 
 
-class UNETRBlock(nn.Module):
-    """Two layers of 3, a leaky ReLU between and after them, and a shortcut: UNETR's block.
-
-    The shortcut is a convolution of 1x1 with a norm, where the channels change, or nothing.
-
-    Args:
-      features: output channels.
-      norm: see `make_norm`; instance normalisation has no scale and bias.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-    """
-
-    features: int
-    norm: str | None = "instance"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """(b, *spatial, c) to (b, *spatial, features)."""
-
-        def layer(x: Array, size: int, name: str) -> Array:
-            kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-            y = Conv(self.features, size, use_bias=False, name=name, **kind)(x)
-            return _norm(self, train, f"{name}_norm")(y)
-
-        y = layer(nn.leaky_relu(layer(x, 3, "conv1")), 3, "conv2")
-        if x.shape[-1] != self.features:
-            x = layer(x, 1, "shortcut")
-        return checkpoint_name(nn.leaky_relu(x + y), "block")
-
-
-def _norm(module: SegMamba | GatedConv | UNETRBlock, train: bool, name: str):
+def _norm(module: SegMamba | GatedConv, train: bool, name: str):
     return make_norm(
         module.norm,
         train,

@@ -17,9 +17,9 @@ published with the models of PyTorch; and for 96 x 96 x 96 voxels, 1 -> 14, in p
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biojax.errors import ConfigError, ShapeError, nearest
+from biojax.errors import ConfigError, nearest
 from biojax.kernels.conv.geometry import per_axis
-from biojax.models.checks import check_image
+from biojax.models.checks import check_image, patch_grid
 from biojax.modules import AttentionPool, LearnedPositions, PatchEmbed, TransformerBlock, make_norm
 from biojax.typing import Array, Dtype, IntOrTuple
 
@@ -79,17 +79,7 @@ class ViT(nn.Module):
     def grid(self) -> tuple[int, ...]:
         """Patches along each axis that the positions are made for."""
         size = self.image_size or (96 if self.spatial_dims == 3 else 224)
-        size = per_axis("vit", "image_size", size, self.spatial_dims)
-        if any(n % k for n, k in zip(size, self.stride, strict=True)):
-            fits = tuple(-(-n // k) * k for n, k in zip(size, self.stride, strict=True))
-            raise ShapeError(
-                "vit",
-                f"image_size={size} with patches of {self.stride}",
-                "a size that the patches divide",
-                "Change image_size or patch_size",
-                f"image_size={fits}",
-            )
-        return tuple(n // k for n, k in zip(size, self.stride, strict=True))
+        return patch_grid("vit", size, self.stride)
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -24,6 +24,13 @@ MODELS = {
         "num_blocks": (1,) * 5,
         "expansion_ratio": (2, 2, 3, 2, 2),
     },
+    "primus_s": {
+        "out_channels": 3,
+        "features": 12,
+        "num_heads": 2,
+        "num_layers": 2,
+        "patch_size": 4,
+    },
     "resenc_unet_l": {"out_channels": 3, "features": (2, 3, 4), "num_blocks": (1, 1, 2)},
     "residual_unet": {"out_channels": 3, "features": (2, 3, 4)},
     "resnet3d_18": {"num_classes": 3, "features": (2, 3), "num_blocks": (1, 2)},
@@ -46,6 +53,14 @@ MODELS = {
     "umamba_bot": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1, "state_size": 2},
     "umamba_enc": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1, "state_size": 2},
     "unet": {"out_channels": 3, "features": (2, 3, 4), "num_convs": 1},
+    "unetr": {
+        "out_channels": 3,
+        "features": 2,
+        "hidden_features": 4,
+        "num_heads": 2,
+        "num_layers": 2,
+        "patch_size": 4,
+    },
     "vil_t": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2, "patch_size": 4},
     "vision_mamba_t": {
         "num_classes": 3,
@@ -71,13 +86,15 @@ DENSE = [name for name, fields in MODELS.items() if "out_channels" in fields]
 PATCHED = [
     "attention_classifier",
     "convlstm_forecaster",
+    "primus_s",
     "rnn_classifier",
     "rnn_encoder_decoder",
+    "unetr",
     "vil_t",
     "vision_mamba_t",
     "vit_ti",
 ]
-SIZED = ["vit_ti"]  # whose positions are made for images of one size
+SIZED = ["primus_s", "unetr", "vit_ti"]  # whose positions are made for images of one size
 CASES = [pytest.param(name, dims, id=f"{name}-{dims}d") for name in MODELS for dims in DIMS[name]]
 
 
@@ -111,17 +128,16 @@ def test_every_class_is_here():
 
 @pytest.mark.parametrize(("name", "dims"), CASES)
 def test_shapes_and_dtypes(name, dims):
-    for fields, of_parameters in (
-        ({}, "float32"),
-        ({"dtype": jnp.bfloat16}, "float32"),
-        ({"dtype": "bfloat16", "param_dtype": jnp.bfloat16}, "bfloat16"),
+    for train, fields, of_parameters in (
+        (False, {}, "float32"),
+        (True, {"dtype": jnp.bfloat16}, "float32"),
+        (False, {"dtype": "bfloat16", "param_dtype": jnp.bfloat16}, "bfloat16"),
     ):
-        for train in (False, True):
-            y, variables = shapes(make(name, dims, **fields), dims, train=train)
-            assert y.shape == output_shape(name, dims)
-            assert y.dtype == jnp.float32
-            parameters = jax.tree.leaves(variables["params"])
-            assert {str(leaf.dtype) for leaf in parameters} == {of_parameters}
+        y, variables = shapes(make(name, dims, **fields), dims, train=train)
+        assert y.shape == output_shape(name, dims)
+        assert y.dtype == jnp.float32
+        parameters = jax.tree.leaves(variables["params"])
+        assert {str(leaf.dtype) for leaf in parameters} == {of_parameters}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -168,6 +184,7 @@ GRADIENTS = {
     "slice_rnn": (2, {"encoder_features": (4, 6)}),
     "umamba_bot": (2, {"norm": "layer", "features": (4, 6)}),
     "umamba_enc": (2, {"norm": "layer", "features": (4, 6, 6)}),
+    "unetr": (2, {"norm": "layer", "features": 4}),
 }
 
 
@@ -214,6 +231,7 @@ INTERMEDIATES = {
         "decoder1": (2, 6, 8, 4),
         "decoder0": (2, 12, 16, 2),
     },
+    "primus_s": {"tokens0": (2, 12, 12), "tokens1": (2, 12, 12), "decoder1": (2, 6, 8, 8)},
     "residual_unet": {
         "encoder0_output": (2, 6, 8, 2),
         "encoder1_output": (2, 3, 4, 3),
@@ -242,6 +260,12 @@ INTERMEDIATES = {
         "encoder1": (2, 6, 8, 3),
         "encoder2": (2, 3, 4, 4),
         "decoder1": (2, 6, 8, 3),
+        "decoder0": (2, 12, 16, 2),
+    },
+    "unetr": {
+        "tokens0": (2, 12, 4),
+        "tokens1": (2, 12, 4),
+        "decoder1": (2, 6, 8, 4),
         "decoder0": (2, 12, 16, 2),
     },
 }
