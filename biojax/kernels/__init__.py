@@ -8,9 +8,12 @@ from biojax.kernels.attention import (
     attention,
     attention_and_lse,
     linear_attention,
+    relative_bias,
+    resize_relative_table,
     ring_attention,
     rotary,
     rotary_angles,
+    window_attention,
 )
 from biojax.kernels.conv import conv, conv_transpose
 from biojax.kernels.dispatch import Choice, explain
@@ -67,7 +70,9 @@ __all__ = [
     "mlstm_step",
     "permutation",
     "raster_orders",
+    "relative_bias",
     "resize",
+    "resize_relative_table",
     "rg_lru",
     "rg_lru_step",
     "ring_attention",
@@ -84,4 +89,5 @@ __all__ = [
     "traverse",
     "tune",
     "untraverse",
+    "window_attention",
 ]

@@ -205,6 +205,15 @@ _LINEAR_ATTENTION = [
     Spec("causal", ((1, 7, 4, 3), (1, 7, 2, 3), (1, 7, 2, 4)), {"is_causal": True, "chunk": 3}),
     Spec("causal_cross", ((2, 5, 1, 3), (2, 3, 1, 3), (2, 3, 1, 2)), {"is_causal": True}),
 ]
+_WINDOW_ATTENTION = [
+    Spec(
+        "3d_shifted",
+        (*((1, 4, 2, 6, 2, 3),) * 2, (1, 4, 2, 6, 2, 4), (2, 6, 6)),
+        {"window_size": (2, 1, 3), "shift": (1, 0, 2)},
+    ),
+    Spec("2d", ((2, 4, 6, 1, 3),) * 3, {"window_size": 2, "scale": 0.3}),
+    Spec("1d_shifted", ((2, 6, 2, 3),) * 3, {"window_size": 3, "shift": 1}),
+]
 
 # What the tests of every implementation run: small.
 SPECS: Mapping[str, list[Spec]] = {
@@ -230,6 +239,7 @@ SPECS: Mapping[str, list[Spec]] = {
     "conv_gru": _conv_cells(3),
     "attention": _ATTENTION,
     "linear_attention": _LINEAR_ATTENTION,
+    "window_attention": _WINDOW_ATTENTION,
 }
 
 _LARGE_CONV = [

@@ -2,14 +2,19 @@
 
 from biojax.kernels.attention.full import attention, attention_and_lse
 from biojax.kernels.attention.linear import linear_attention
+from biojax.kernels.attention.relative import relative_bias, resize_relative_table
 from biojax.kernels.attention.ring import ring_attention
 from biojax.kernels.attention.rotary import rotary, rotary_angles
+from biojax.kernels.attention.window import window_attention
 
 __all__ = [
     "attention",
     "attention_and_lse",
     "linear_attention",
+    "relative_bias",
+    "resize_relative_table",
     "ring_attention",
     "rotary",
     "rotary_angles",
+    "window_attention",
 ]

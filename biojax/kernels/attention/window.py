@@ -1,0 +1,150 @@
+"""Attention within windows of an image: what is asked, checked and chosen."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from biojax.errors import ShapeError
+from biojax.kernels.attention import window_blocked, window_xla
+from biojax.kernels.attention.windows import Settings
+from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.dispatch import accumulator, platform, select
+from biojax.typing import Array, IntOrTuple, Precision
+
+__all__ = ["window_attention"]
+
+_IMPLEMENTATIONS = {"xla": window_xla.attention, "blocked": window_blocked.attention}
+
+
+def window_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    *,
+    window_size: IntOrTuple,
+    shift: int | Sequence[int] = 0,
+    scale: float | None = None,
+    precision: Precision = None,
+    implementation: str | None = None,
+) -> Array:
+    """Attention among the voxels of each window, windows side by side; exact.
+
+    The image is rolled by -shift along each axis and cut into windows. In each of them
+
+    p[n, i, j] = softmax over j of  scale * <query[i, n], key[j, n]> + bias[n, i, j]
+    y[i, n]    = sum over j of  p[n, i, j] * value[j, n]
+
+    for voxels i and j in raster order (z slowest), then all is rolled back. Where rolling brings
+    opposite borders of the image into one window, voxels see those of their own border only.
+
+    Args:
+      query: (b, *spatial, n, k), with one to three spatial axes.
+      key: (b, *spatial, n, k).
+      value: (b, *spatial, n, v).
+      bias: added to the scaled products, (n, w, w), w the voxels of a window; see `relative_bias`.
+      window_size: one number for all spatial axes, or one each; must divide the image.
+      shift: how far the grid of windows is moved, from 0 to window_size - 1; one for all or each.
+      scale: 1 / sqrt(k) if None.
+      precision: passed to every product, as in `jax.lax`.
+      implementation: "xla" (all windows at once), "blocked" (groups of windows one after the
+        other, whose scores are computed anew for gradients; differentiates in reverse only), or
+        None to choose.
+
+    Returns:
+      (b, *spatial, n, v), of query's dtype.
+
+    Raises:
+      ShapeError: the arrays do not fit together, or the windows the image.
+
+    The softmax is computed in at least float32. Beside copies of its arguments "blocked" takes
+    memory for a few windows, "xla" for the scores of all, (b, *spatial, n, w).
+    Source: Liu et al., "Swin Transformer", ICCV 2021, sections 3.2 and 3.3.
+
+    >>> q = k = jnp.zeros((1, 4, 1, 1))
+    >>> v = jnp.arange(4.0).reshape(1, 4, 1, 1)
+    >>> window_attention(q, k, v, window_size=2)[0, :, 0, 0]
+    Array([0.5, 0.5, 2.5, 2.5], dtype=float32)
+    >>> window_attention(q, k, v, window_size=2, shift=1)[0, :, 0, 0]
+    Array([0. , 1.5, 1.5, 3. ], dtype=float32)
+    """
+    _check_arrays(query, key, value)
+    spatial = query.shape[1:-2]
+    window, shifts = _check_windows(spatial, window_size, shift)
+    scores = (query.shape[-2], *(math.prod(window),) * 2)
+    if bias is not None and bias.shape != scores:
+        raise ShapeError(
+            "window_attention",
+            f"bias of shape {bias.shape}",
+            f"(n, w, w) = {scores}",
+            "Make it for these windows: relative_bias(table, window_size)",
+        )
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    settings = Settings(window, shifts, scale, precision)
+    run = select(
+        "window_attention", _IMPLEMENTATIONS, implementation, lambda: _choose(query, window)
+    )
+    return run(query, key, value, bias, settings)
+
+
+def _choose(query: Array, window: tuple[int, ...]) -> tuple[str, str]:
+    if platform() != "cpu":
+        return "xla", f"all windows at once on {platform()}"
+    b, *spatial, n, _ = query.shape
+    w = math.prod(window)
+    m = b * math.prod(spatial) // w
+    if window_blocked.group_of(m, n, w, accumulator(query.dtype).itemsize) == m:
+        return "xla", "few windows, on CPU"
+    return "blocked", "scores stay in cache on CPU"
+
+
+def _check_arrays(query: Array, key: Array, value: Array) -> None:
+    if not (
+        3 < query.ndim < 7
+        and query.shape == key.shape
+        and key.shape[:-1] == value.shape[:-1]
+        and min(key.shape[1:]) > 0
+    ):
+        raise ShapeError(
+            "window_attention",
+            f"query {query.shape}, key {key.shape}, value {value.shape}",
+            "query and key (b, *spatial, n, k), value (b, *spatial, n, v), one to three spatial "
+            "axes, none of them empty",
+            "Heads come before channels: x.reshape(b, *spatial, n, k)",
+        )
+    if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
+        raise ShapeError(
+            "window_attention",
+            f"query of {query.dtype}, key of {key.dtype}, value of {value.dtype}",
+            "one floating dtype for all three",
+            "Convert them with astype",
+        )
+
+
+def _check_windows(
+    spatial: tuple[int, ...], window_size: IntOrTuple, shift: int | Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift along each axis."""
+    where = "window_attention"
+    window = per_axis(where, "window_size", window_size, len(spatial))
+    if any(n % w for n, w in zip(spatial, window, strict=True)):
+        fits = tuple(-(-n // w) * w for n, w in zip(spatial, window, strict=True))
+        raise ShapeError(
+            where,
+            f"an image of {spatial} with windows of {window}",
+            "a size that the windows divide",
+            "Pad or crop the image",
+            f"{fits}",
+        )
+    shifts = (shift,) * len(spatial) if isinstance(shift, int) else tuple(shift)
+    if len(shifts) != len(window) or not all(
+        0 <= s < w for s, w in zip(shifts, window, strict=True)
+    ):
+        raise ShapeError(
+            where,
+            f"shift={shift!r} for windows of {window}",
+            "numbers from 0 to below the window's size, one for all axes or one each",
+            "Shift by half a window: window_size // 2",
+        )
+    return window, shifts
