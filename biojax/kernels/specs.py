@@ -214,6 +214,19 @@ _WINDOW_ATTENTION = [
     Spec("2d", ((2, 4, 6, 1, 3),) * 3, {"window_size": 2, "scale": 0.3}),
     Spec("1d_shifted", ((2, 6, 2, 3),) * 3, {"window_size": 3, "shift": 1}),
 ]
+_NEIGHBORHOOD = [
+    Spec(
+        "3d_dilated",
+        ((1, 3, 5, 4, 2, 3), (1, 3, 5, 4, 2, 3), (1, 3, 5, 4, 2, 2)),
+        {"kernel_size": (2, 2, 3), "dilation": (1, 2, 1)},
+    ),
+    Spec("2d_strided", ((2, 5, 6, 1, 4),) * 3, {"kernel_size": (3, 4), "stride": (2, 3)}),
+    Spec(
+        "1d_causal",
+        ((1, 9, 2, 3),) * 3,
+        {"kernel_size": 3, "dilation": 2, "stride": 2, "is_causal": True, "scale": 0.3},
+    ),
+]
 
 # What the tests of every implementation run: small.
 SPECS: Mapping[str, list[Spec]] = {
@@ -239,6 +252,7 @@ SPECS: Mapping[str, list[Spec]] = {
     "conv_gru": _conv_cells(3),
     "attention": _ATTENTION,
     "linear_attention": _LINEAR_ATTENTION,
+    "neighborhood_attention": _NEIGHBORHOOD,
     "window_attention": _WINDOW_ATTENTION,
 }
 

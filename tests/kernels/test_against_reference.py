@@ -18,6 +18,7 @@ from biojax import kernels
 from biojax.errors import UnsupportedError
 from biojax.kernels.attention import reference as attention_reference
 from biojax.kernels.attention import reference_linear as linear_attention_reference
+from biojax.kernels.attention import reference_neighborhood as neighborhood_reference
 from biojax.kernels.attention import reference_window as window_reference
 from biojax.kernels.conv import reference as conv_reference
 from biojax.kernels.norm import reference as norm_reference
@@ -52,6 +53,7 @@ REFERENCES = {
     "conv_gru": convolutional_reference,
     "attention": attention_reference,
     "linear_attention": linear_attention_reference,
+    "neighborhood_attention": neighborhood_reference,
     "window_attention": window_reference,
 }
 IMPLEMENTATIONS = {
@@ -76,6 +78,7 @@ IMPLEMENTATIONS = {
     "conv_gru": ["sequential"],
     "attention": ["xla", "blocked"],
     "linear_attention": ["chunked"],
+    "neighborhood_attention": ["xla", "blocked"],
     "window_attention": ["xla", "blocked"],
 }
 # States to begin with that are named arguments. They are shaped as those that come last.

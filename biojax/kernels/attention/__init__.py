@@ -2,6 +2,7 @@
 
 from biojax.kernels.attention.full import attention, attention_and_lse
 from biojax.kernels.attention.linear import linear_attention
+from biojax.kernels.attention.neighborhood import neighborhood_attention
 from biojax.kernels.attention.relative import relative_bias, resize_relative_table
 from biojax.kernels.attention.ring import ring_attention
 from biojax.kernels.attention.rotary import rotary, rotary_angles
@@ -11,6 +12,7 @@ __all__ = [
     "attention",
     "attention_and_lse",
     "linear_attention",
+    "neighborhood_attention",
     "relative_bias",
     "resize_relative_table",
     "ring_attention",
