@@ -81,6 +81,15 @@ _CELLS = _is("lstm/t256_c64_to_256", "gru/t256_c64_to_256")
 _LINEAR = _is(*(f"linear_scan/t{t}_c512" for t in (256, 4096, 65536)))
 _SELECTIVE = _is("selective_scan/t4096_c256_n16")
 
+_ATTENTION = _is("attention/t1024_n8", "attention/t1728_n8", "attention/t4096_n8")
+_WINDOWS = _is("window_attention/49_n3_k16", "window_attention/49_n3_k16_shifted")
+_NEIGHBORHOOD = _is("neighborhood_attention/48_n3_k16")
+
+
+def _in(mode: str, fits: Callable[[Result], bool]) -> Callable[[Result], bool]:
+    return lambda result: result.mode == mode and fits(result)
+
+
 AIMS = (
     Aim("XLA / biojax, each case", min, 0.95, _ratio("xla", _any)),
     Aim("XLA / biojax, mean of 3-D convolutions", geometric_mean, 2.5, _ratio("xla", _is_conv_3d)),
@@ -98,6 +107,23 @@ AIMS = (
     Aim("PyTorch / biojax, LSTM and GRU, 64 to 256", min, 1.0, _ratio("torch", _CELLS)),
     Aim("PyTorch / biojax, 4096 selective steps", min, 5.0, _ratio("torch", _SELECTIVE)),
     Aim("XLA / biojax, linear scan of 512 states", min, 1.0, _ratio("xla", _LINEAR)),
+    Aim("XLA / biojax, attention of 1024 to 4096 tokens", min, 3.0, _ratio("xla", _ATTENTION)),
+    Aim(
+        "PyTorch / biojax, attention of 1024 to 4096 tokens",
+        min,
+        0.9,
+        _ratio("torch", _in("forward", _ATTENTION)),
+    ),
+    Aim(
+        "PyTorch / biojax, attention of 1024 to 4096 tokens",
+        min,
+        1.0,
+        _ratio("torch", _in("both", _ATTENTION)),
+    ),
+    Aim("MONAI / biojax, attention in windows", min, 1.0, _ratio("torch", _WINDOWS)),
+    Aim(
+        "PyTorch, a dense mask / biojax, neighbourhoods", min, 10.0, _ratio("torch", _NEIGHBORHOOD)
+    ),
     Aim("seconds to compile a kernel", max, 5.0, _compile(_is_kernel)),
     Aim("seconds to compile the U-Net's step", max, 40.0, _compile(_is_unet_step)),
 )

@@ -270,6 +270,61 @@ def _conv_gru(x, w_x, w_h, bias, h0):
     return h.swapaxes(0, 1), h_last
 
 
+def _linear_attention(query, key, value, *, is_causal=False):
+    query, key = (jax.nn.elu(x) + 1 for x in (query, key))
+    if is_causal:  # by the weights of all pairs
+        weights = jnp.tril(jnp.einsum("btnk,bsnk->bnts", query, key))
+        sums = jnp.moveaxis(weights.sum(-1), 1, -1)
+        return jnp.einsum("bnts,bsnv->btnv", weights, value) / sums[..., None]
+    sums = jnp.einsum("btnk,bnk->btn", query, key.sum(1))
+    states = jnp.einsum("bsnk,bsnv->bnkv", key, value)
+    return jnp.einsum("btnk,bnkv->btnv", query, states) / sums[..., None]
+
+
+def _neighborhood_attention(query, key, value, *, kernel_size):
+    """Every voxel with every voxel, and a mask."""
+    b, *sizes, n, _ = query.shape
+    mask = jnp.ones((1, 1), jnp.int8)
+    for size in sizes:
+        first = jnp.clip(jnp.arange(size) - kernel_size // 2, 0, size - kernel_size)
+        after = jnp.arange(size) - first[:, None]
+        mask = jnp.kron(mask, ((after >= 0) & (after < kernel_size)).astype(jnp.int8))
+    flat = (x.reshape(b, -1, n, x.shape[-1]) for x in (query, key, value))
+    y = jax.nn.dot_product_attention(*flat, mask=mask[None, None] > 0)
+    return y.reshape(value.shape)
+
+
+def _window_attention(query, key, value, bias, *, window_size, shift=0):
+    """Windows as a batch. Rolled images get a number for each border, which are held equal."""
+    sizes, rank = query.shape[1:-2], query.ndim - 3
+
+    def cut(x):  # (b, *spatial, ...) to (b * windows, voxels of a window, ...)
+        x = jnp.roll(x, (-shift,) * rank, range(1, rank + 1))
+        pairs = [n for size in sizes for n in (size // window_size, window_size)]
+        x = x.reshape(x.shape[0], *pairs, *x.shape[rank + 1 :])
+        x = jnp.moveaxis(x, range(2, 2 * rank + 1, 2), range(rank + 1, 2 * rank + 1))
+        return x.reshape(-1, window_size**rank, *x.shape[2 * rank + 1 :])
+
+    def join(x):
+        grid = [size // window_size for size in sizes]
+        x = x.reshape(-1, *grid, *[window_size] * rank, *x.shape[2:])
+        x = jnp.moveaxis(x, range(rank + 1, 2 * rank + 1), range(2, 2 * rank + 1, 2))
+        x = x.reshape(x.shape[0], *sizes, *x.shape[2 * rank + 1 :])
+        return jnp.roll(x, (shift,) * rank, range(1, rank + 1))
+
+    mask = None
+    if shift:
+        border = sum(
+            (jnp.arange(size) < shift).reshape(-1, *[1] * (rank - 1 - i)) * 2**i
+            for i, size in enumerate(sizes)
+        )
+        border = cut(border[None])
+        mask = border[:, None, :, None] == border[:, None, None, :]
+        mask = jnp.tile(mask, (query.shape[0], 1, 1, 1))
+    y = jax.nn.dot_product_attention(cut(query), cut(key), cut(value), bias[None], mask)
+    return join(y)
+
+
 # The linear recurrences by `jax.lax.associative_scan`.
 ASSOCIATIVE: dict[str, Callable] = {
     "linear_scan": _associative_scan,
@@ -297,4 +352,7 @@ PLAIN: dict[str, Callable] = {
     "conv_lstm": _conv_lstm,
     "conv_gru": _conv_gru,
     "attention": jax.nn.dot_product_attention,
+    "linear_attention": _linear_attention,
+    "neighborhood_attention": _neighborhood_attention,
+    "window_attention": _window_attention,
 }

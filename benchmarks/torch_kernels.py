@@ -169,6 +169,79 @@ def _attention(torch, options, query, key, value):
     return run, [query, key, value]
 
 
+def _linear_attention(torch, options, query, key, value):
+    """Sums of all keys; if causal, the weights of all pairs."""
+
+    def run():
+        q, k = (torch.nn.functional.elu(x) + 1 for x in (query, key))
+        if options.get("is_causal"):
+            weights = torch.tril(q @ k.mT)
+            return weights @ value / weights.sum(-1, keepdim=True)
+        return q @ (k.mT @ value) / (q @ k.sum(2)[..., None])
+
+    return run, [query, key, value]
+
+
+def _neighborhood_attention(torch, options, query, key, value):
+    """Every voxel with every voxel, and a mask, plane after plane of queries.
+
+    The mask of all pairs would take 12 GB for 48 x 48 x 48 voxels.
+    """
+    size = options["kernel_size"]
+
+    def seen(edge: int) -> Any:
+        at = torch.arange(edge)
+        after = at - (at - size // 2).clamp(0, edge - size)[:, None]
+        return (after >= 0) & (after < size)
+
+    def run():
+        by_axis = [seen(edge) for edge in query.shape[1:-2]]
+        plane = functools.reduce(torch.kron, by_axis[1:])
+        # Heads first, and all voxels in one row: (b, n, voxels, k).
+        k, v = (x.flatten(1, -3).transpose(1, 2) for x in (key, value))
+        planes = [
+            torch.nn.functional.scaled_dot_product_attention(
+                q.flatten(1, -3).transpose(1, 2), k, v, attn_mask=torch.kron(row, plane)
+            )
+            for q, row in zip(query.unbind(1), by_axis[0][:, None], strict=True)
+        ]
+        return torch.cat(planes, dim=2).transpose(1, 2).reshape(value.shape)
+
+    return run, [query, key, value]
+
+
+def _window_attention(torch, options, query, key, value, bias):
+    """As MONAI's SwinUNETR has it: its partition, and its attention between two dense layers."""
+    swin: Any = require("monai.networks.nets.swin_unetr", "peers")
+    shift, sizes = options.get("shift", 0), query.shape[1:-2]
+    window = (options["window_size"],) * len(sizes)
+    shifts, axes = (shift,) * len(sizes), tuple(range(1, len(sizes) + 1))
+    mask = swin.compute_mask(sizes, window, shifts, query.device) if shift else None
+
+    def windows(x: Any) -> Any:
+        """(b, *spatial, n, k) to (b * windows, n, voxels of a window, k)."""
+        x = torch.roll(x.flatten(-2), [-s for s in shifts], axes) if shift else x.flatten(-2)
+        return (
+            swin.window_partition(x.contiguous(), window)
+            .unflatten(2, query.shape[-2:])
+            .transpose(1, 2)
+        )
+
+    def run():
+        q, k, v = map(windows, (query, key, value))
+        scores = q * q.shape[-1] ** -0.5 @ k.mT + bias
+        if mask is not None:
+            by_image = scores.unflatten(0, (-1, len(mask))) + mask[:, None]
+            scores = by_image.flatten(0, 1)
+        y = scores.softmax(dim=-1) @ v
+        y = y.transpose(1, 2).reshape(-1, *window, value.shape[-2] * value.shape[-1])
+        y = swin.window_reverse(y, window, (len(query), *sizes))
+        y = torch.roll(y, shifts, axes) if shift else y
+        return y.unflatten(-1, value.shape[-2:])
+
+    return run, [query, key, value, bias]
+
+
 class _Peer(NamedTuple):
     """How to build it, and the layouts of its inputs and outputs."""
 
@@ -206,6 +279,9 @@ _PEERS: dict[str, _Peer] = {
     "ssd": _Peer(_ssd, ("same",) * 5, ("same", "same")),
     "conv_lstm": _Peer(_conv_lstm, _CONV_CELL, ("clip", "image", "image")),
     "attention": _Peer(_attention, ("heads",) * 3, ("heads",)),
+    "linear_attention": _Peer(_linear_attention, ("heads",) * 3, ("heads",)),
+    "neighborhood_attention": _Peer(_neighborhood_attention, ("same",) * 3, ("same",)),
+    "window_attention": _Peer(_window_attention, ("same",) * 4, ("same",)),
 }
 
 

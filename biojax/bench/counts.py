@@ -175,6 +175,11 @@ def _neighborhood_attention(shapes: Shapes, _: tuple[int, ...], options: Mapping
     return 2 * math.prod(query[:-1]) * math.prod(sizes) * (query[-1] + value[-1])
 
 
+def _window_attention(shapes: Shapes, _: tuple[int, ...], options: Mapping[str, Any]) -> int:
+    sizes = {"kernel_size": options["window_size"]}
+    return _neighborhood_attention(shapes[:3], (), sizes)
+
+
 _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]] = {
     "conv": _conv,
     "conv_transpose": _conv_transpose,
@@ -199,6 +204,7 @@ _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]
     "attention": _attention,
     "linear_attention": _linear_attention,
     "neighborhood_attention": _neighborhood_attention,
+    "window_attention": _window_attention,
 }
 
 

@@ -1,4 +1,4 @@
-"""Kernels over sequences, at one width and many lengths."""
+"""Kernels over sequences, at one width and many lengths; volumes of as many voxels."""
 
 from collections.abc import Iterable
 
@@ -9,21 +9,23 @@ from biojax.kernels.specs import Spec
 __all__ = ["LENGTHS", "length_cases"]
 
 LENGTHS = (256, 1024, 4096, 16_384, 65_536)
+_OPTIONS = {"neighborhood_attention": {"kernel_size": 3}, "window_attention": {"window_size": 4}}
 
 
 def length_cases(implementations: Iterable[str | None] = (None,)) -> list[Case]:
-    """Each of the kernels in every mode, from 256 to 65,536 steps."""
+    """Each of the kernels in every mode, from 256 to 65,536 steps or voxels."""
     specs: dict[str, list[Spec]] = {}
     for t in LENGTHS:
         for kernel, shapes in _shapes(t).items():
-            specs.setdefault(kernel, []).append(Spec(f"t{t}", shapes))
+            options = _OPTIONS.get(kernel, {})
+            specs.setdefault(kernel, []).append(Spec(f"t{t}", shapes, options))
     return kernel_cases(implementations, specs, suite="lengths")
 
 
 def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
     """By kernel, those of its arrays for t steps."""
     inputs, ports, gate = (1, t, 64), (1, t, 16), (1, t, 4)
-    head, heads = (1, t, 1, 64), (1, t, 4, 16)
+    head, heads, volume = (1, t, 1, 64), (1, t, 4, 16), (1, t // 64, 8, 8, 4, 16)
 
     def cell(gates: int) -> tuple[tuple[int, ...], ...]:
         return (4, t, 64), (64, gates * 64), (64, gates * 64), (gates * 64,), (4, 64)
@@ -40,4 +42,6 @@ def _shapes(t: int) -> dict[str, tuple[tuple[int, ...], ...]]:
         "gru": cell(3),
         "attention": (head,) * 3,
         "linear_attention": (head,) * 3,
+        "neighborhood_attention": (volume,) * 3,
+        "window_attention": (volume,) * 3,
     }

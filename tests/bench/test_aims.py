@@ -85,6 +85,21 @@ def test_the_unet_and_compilation():
     ]
 
 
+def test_attention_has_a_bar_for_each_mode():
+    found = rows(
+        result("attention/t4096_n8", xla=4.0, torch=0.95),
+        result("attention/t4096_n8", "both", xla=4.0, torch=0.95),
+        result("attention/t1024_n8_causal", "both", xla=1.0, torch=0.7),
+    )
+    about = [row.partition(" | float32 ")[2] for row in found if "1024 to 4096" in row]
+    assert about == [
+        "| forward | 1 | at least 3 | 4.00 | yes | - |",
+        "| with gradients | 1 | at least 3 | 4.00 | yes | - |",
+        "| forward | 1 | at least 0.9 | 0.95 | yes | - |",
+        "| with gradients | 1 | at least 1 | 0.95 | no (-0.05) | attention/t4096_n8 0.95 (-0.05) |",
+    ]
+
+
 @pytest.mark.parametrize("aim", AIMS, ids=[aim.title for aim in AIMS])
 def test_a_bar_itself_is_enough(aim):
     assert aim.reached(aim.bar)

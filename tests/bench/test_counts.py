@@ -47,6 +47,9 @@ from biojax.models import create_model
         ),
         ("conv_gru", "2d_64_t10_c16", (1, 10, 64, 64, 16), 2 * 10 * 64**2 * 9 * 2 * 16 * 48),
         ("attention", "t1024_n8", (1, 1024, 8, 64), 4 * 8 * 1024**2 * 64),
+        ("linear_attention", "t4096_n8", (1, 4096, 8, 64), 4 * 4096 * 8 * 64**2),
+        ("window_attention", "49_n3_k16", (1, 49, 49, 49, 3, 16), 4 * 49**3 * 7**3 * 48),
+        ("neighborhood_attention", "24_n3_k16", (1, 24, 24, 24, 3, 16), 4 * 24**3 * 7**3 * 48),
     ],
 )
 def test_operations_by_hand(kernel, name, out, count):
@@ -82,6 +85,7 @@ def test_voxels_are_positions_of_the_input():
     assert count_voxels("conv", Spec("", ((2, 3, 4, 5, 7), (1,)))) == 120
     assert count_voxels("linear_scan", Spec("", ((7,), (2, 9, 7)))) == 18
     assert count_voxels("attention", Spec("", ((2, 9, 4, 8),) * 3)) == 18
+    assert count_voxels("neighborhood_attention", Spec("", ((2, 3, 3, 4, 8),) * 3)) == 18
     assert count_voxels("slstm", Spec("", ((2, 9, 3, 4, 5), (3, 5, 4, 5)))) == 18
     assert count_voxels("conv_gru", Spec("", ((2, 3, 4, 5, 7), (1,)))) == 120
 

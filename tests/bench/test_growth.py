@@ -56,6 +56,8 @@ def test_every_kernel_has_every_length():
         "gru",
         "attention",
         "linear_attention",
+        "neighborhood_attention",
+        "window_attention",
     ]
     assert sorted((case.target, case.spec) for case in cases) == sorted(
         (kernel, f"t{t}") for kernel in kernels for t in LENGTHS

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import peer_kernels
 from benchmarks.contest import Contest, check_agreement
 from benchmarks.peer_kernels import _prepare, kernel_contests
 from benchmarks.plain_kernels import PLAIN
@@ -56,6 +57,18 @@ SMALL = {
         Spec("self", ((2, 5, 2, 4),) * 3),
         Spec("causal", ((2, 5, 2, 4),) * 3, {"is_causal": True}),
     ],
+    "linear_attention": [
+        Spec("self", ((2, 5, 2, 4),) * 3),
+        Spec("causal", ((2, 5, 2, 4),) * 3, {"is_causal": True}),
+    ],
+    "neighborhood_attention": [
+        Spec("2d", ((2, 5, 4, 2, 3),) * 3, {"kernel_size": 3}),
+        Spec("3d", ((1, 4, 3, 5, 1, 3),) * 3, {"kernel_size": 3}),
+    ],
+    "window_attention": [
+        Spec("3d", (*((2, 4, 2, 6, 2, 3),) * 3, (2, 8, 8)), {"window_size": 2}),
+        Spec("shifted", (*((2, 6, 3, 3, 2, 3),) * 3, (2, 27, 27)), {"window_size": 3, "shift": 1}),
+    ],
 }
 CASES = [
     pytest.param(kernel, spec, id=f"{kernel}-{spec.name}")
@@ -97,6 +110,23 @@ def test_there_is_a_contest_for_every_large_shape():
     assert list(SMALL) == list(LARGE) == list(PLAIN)
     names = [f"{c.name}/{c.mode}" for c in kernel_contests()]
     assert len(set(names)) == len(names) == 2 * sum(map(len, LARGE.values()))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "mode", "rivals"),
+    [
+        ("attention", "both", ["biojax", "torch contiguous"]),
+        ("neighborhood_attention", "forward", ["biojax", "torch contiguous"]),
+        ("neighborhood_attention", "both", ["biojax"]),
+        ("linear_attention", "both", ["biojax", "xla", "torch contiguous"]),
+    ],
+)
+def test_who_would_hold_too_many_scores_sits_out(kernel, mode, rivals, monkeypatch):
+    """Of few numbers, where 100 bytes are many."""
+    monkeypatch.setattr(peer_kernels, "_MOST_SCORES", 100)
+    monkeypatch.setattr(peer_kernels, "jax_contender", lambda *_: None)
+    monkeypatch.setattr(peer_kernels, "torch_kernels", lambda *_: {"torch contiguous": None})
+    assert list(_prepare(kernel, SMALL[kernel][0], mode)) == rivals
 
 
 @pytest.mark.peers
