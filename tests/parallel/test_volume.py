@@ -19,7 +19,6 @@ LAYOUTS = {
 }
 EIGHT = {
     "depth": ((8,), P(None, "a")),
-    "batch-height": ((2, 4), P("a", None, "b")),
     "batch-depth-width": ((2, 2, 2), P("a", "b", None, "c")),
 }
 VOLUMES = [
@@ -40,12 +39,12 @@ VOLUMES = [
 
 
 @pytest.mark.parametrize(("name", "fields", "layouts"), VOLUMES)
-def test_networks(name, fields, layouts, compiled, mesh_of):
+def test_networks(name, fields, layouts, compiled, mesh_of, with_parameters):
     model = create_model(name, out_channels=3, **fields)
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.standard_normal((2, 16, 8, 8, 1)), jnp.float32)
     labels = jnp.asarray(rng.integers(0, 3, (2, 16, 8, 8)))
-    params = model.init(jax.random.key(0), image)
+    params = with_parameters(model, image)
 
     def step(params, image, labels):
         def loss(params):
@@ -70,10 +69,10 @@ def test_networks(name, fields, layouts, compiled, mesh_of):
         assert collectives == {"all-reduce", "collective-permute"}
 
 
-def test_a_network_over_explicit_axes(compiled, mesh_of):
+def test_a_network_over_explicit_axes(compiled, mesh_of, with_parameters):
     model = create_model("unet", out_channels=3, features=(4, 8), num_convs=1)
     image = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 8, 8, 1)), jnp.float32)
-    params = model.init(jax.random.key(0), image)
+    params = with_parameters(model, image)
 
     def step(params, image):
         def loss(params):

@@ -78,14 +78,6 @@ def run():
     return make_run()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Most of the time of these tests is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def segmenter():
     return TinySegmenter

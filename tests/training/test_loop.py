@@ -220,7 +220,6 @@ def test_a_folder_of_another_model_is_refused(step_fn, start, batches, tmp_path)
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {here!r})
-import jax
 from conftest import Batches, make_run
 from biojax.training import fit
 
@@ -229,7 +228,6 @@ class Slow(Batches):
         time.sleep(0.02)
         return super().__next__()
 
-jax.config.update("jax_disable_most_optimizations", True)
 step, state = make_run()
 result = fit(step, state, Slow(), steps=1000000, folder={folder!r})
 print("interrupted" if result.interrupted else "finished", result.step)
