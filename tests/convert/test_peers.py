@@ -9,7 +9,9 @@ import pytest
 
 from biojax.convert import convert_state_dict, load_weights, read_state_dict, save_weights
 from biojax.models import (
+    UNETR,
     MedNeXt,
+    Primus,
     ResEncUNet,
     ResidualUNet,
     ResNet3D,
@@ -253,6 +255,45 @@ def test_vit(theirs, ours):
     net = timm.VisionTransformer(num_classes=5, in_chans=2, **VIT, **theirs)
     model = ViT(5, 2, (8, 12), 4, 12, 2, 3, **ours)
     compare(randomised(net), model, image(2, 8, 12, 2))
+
+
+@pytest.mark.parametrize(("qkv_bias", "norm"), [(False, "instance"), (True, "batch")])
+def test_unetr(qkv_bias, norm):
+    net = nets.UNETR(
+        2, 3, (32, 32, 48), feature_size=4, hidden_size=48, mlp_dim=96, num_heads=4,
+        qkv_bias=qkv_bias, norm_name=norm,
+    )  # fmt: skip
+    model = UNETR(3, 3, (32, 32, 48), 16, 4, 48, 12, 4, 2.0, qkv_bias, norm)
+    compare(randomised(net), model, image(1, 32, 32, 48, 2))
+
+
+def test_the_count_of_unetr():
+    with torch.device("meta"):
+        net = nets.UNETR(1, 14, 96)
+    count = {name: p.numel() for name, p in net.named_parameters()}
+    used = sum(n for name, n in count.items() if "cross_attn" not in name)
+    assert (sum(count.values()) - used, used) == (18_432, 92_784_046)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"init_values": 0.1, "scale_attn_inner": True}, {}),
+        (
+            {"init_values": 0.1, "use_abs_pos_embed": False},
+            {"attention_norm": False, "learned_positions": False},
+        ),
+        ({"scale_attn_inner": True}, {"layer_scale": None}),
+    ],
+)
+def test_primus(theirs, ours):
+    primus = pytest.importorskip(
+        "dynamic_network_architectures.architectures.primus", reason="timm is not installed"
+    )
+    size, patch = (8, 16, 24), (2, 8, 8)
+    net = primus.Primus(2, 48, patch, 3, 2, 2, size, **theirs)
+    model = Primus(3, 3, size, patch, 48, 2, 2, **ours)
+    compare(randomised(net), model, image(2, *size, 2))
 
 
 @pytest.mark.parametrize("out_channels", [2, 14])

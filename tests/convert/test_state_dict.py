@@ -14,7 +14,17 @@ from biojax.convert.module import Module
 from biojax.convert.names import module_names, plain_name
 from biojax.convert.state_dict import _converted, input_channels
 from biojax.errors import CheckpointError, ConfigError, DataError, ShapeError
-from biojax.models import MedNeXt, ResEncUNet, ResidualUNet, ResNet3D, UNet, ViT, create_model
+from biojax.models import (
+    UNETR,
+    MedNeXt,
+    Primus,
+    ResEncUNet,
+    ResidualUNet,
+    ResNet3D,
+    UNet,
+    ViT,
+    create_model,
+)
 
 MODELS = {
     "unet": UNet(3, 1, (2, 4, 6), num_convs=1),
@@ -23,6 +33,8 @@ MODELS = {
     "mednext": MedNeXt(3, 1, 2, (1, 1, 1), (2, 3, 2)),
     "residual_unet": ResidualUNet(3, 1, (2, 4), num_convs=1, norm="batch"),
     "resnet3d": ResNet3D(3, 1, (2, 4), (1, 1)),
+    "unetr": UNETR(3, 1, 8, 8, 2, 4, 1, 2),
+    "primus": Primus(3, 1, 8, 4, 4, 1, 2, qk_norm=True),
     "vit": ViT(3, 2, 8, 4, 4, 1, 2, qk_norm=True, layer_scale=0.1),
     "vit with a pool": ViT(3, 1, 8, 4, 4, 1, 2, pool="attention"),
 }
@@ -63,6 +75,26 @@ NAMES = {
         conv1 bn1 layer1.0.conv1 layer1.0.bn1 layer1.0.conv2 layer1.0.bn2
         layer2.0.conv1 layer2.0.bn1 layer2.0.conv2 layer2.0.bn2
         layer2.0.downsample.0 layer2.0.downsample.1 fc""",
+    "unetr": """
+        vit.patch_embedding.patch_embeddings vit.patch_embedding.position_embeddings
+        vit.blocks.0.norm1 vit.blocks.0.attn.qkv vit.blocks.0.attn.out_proj vit.blocks.0.norm2
+        vit.blocks.0.mlp.linear1 vit.blocks.0.mlp.linear2 vit.norm
+        encoder1.layer.conv1.conv encoder1.layer.conv2.conv
+        encoder2.transp_conv_init.conv encoder2.blocks.0.0.conv encoder2.blocks.0.1.conv1.conv
+        encoder2.blocks.0.1.conv2.conv encoder3.transp_conv_init.conv
+        decoder4.transp_conv.conv decoder4.conv_block.conv1.conv decoder4.conv_block.conv2.conv
+        decoder4.conv_block.conv3.conv
+        decoder3.transp_conv.conv decoder3.conv_block.conv1.conv decoder3.conv_block.conv2.conv
+        decoder3.conv_block.conv3.conv
+        decoder2.transp_conv.conv decoder2.conv_block.conv1.conv decoder2.conv_block.conv2.conv
+        decoder2.conv_block.conv3.conv out.conv.conv""",
+    "primus": """
+        down_projection.proj eva.pos_embed eva.blocks.0.norm1 eva.blocks.0.norm2
+        eva.blocks.0.gamma_1 eva.blocks.0.gamma_2 eva.blocks.0.attn.q_proj
+        eva.blocks.0.attn.k_proj eva.blocks.0.attn.v_proj eva.blocks.0.attn.q_norm
+        eva.blocks.0.attn.k_norm eva.blocks.0.attn.norm eva.blocks.0.attn.proj
+        eva.blocks.0.mlp.fc1_g eva.blocks.0.mlp.fc1_x eva.blocks.0.mlp.norm eva.blocks.0.mlp.fc2
+        eva.norm up_projection.decode.0.0 up_projection.decode.0.1 up_projection.decode.1""",
 }
 VIT = """
     pos_embed patch_embed.proj norm head blocks.0.norm1 blocks.0.norm2
@@ -149,6 +181,21 @@ def test_what_the_original_never_uses_is_left_out(torch_state, monkeypatch):
     monkeypatch.setattr("biojax.convert.state_dict.module_names", lambda _: known)
     found = convert_state_dict(state | idle, MODELS["resnet3d"])
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "idle"),
+    [
+        ("unetr", "norm_cross_attn.bias cross_attn.to_q.weight cross_attn.out_proj.bias"),
+        ("primus", "mask_token"),
+    ],
+)
+def test_names_that_the_originals_carry_in_vain(model, idle, torch_state):
+    block = "vit.blocks.0." if model == "unetr" else ""
+    state = torch_state(MODELS[model])
+    extra = {block + name: np.ones(4, np.float32) for name in idle.split()}
+    found = convert_state_dict(state | extra, MODELS[model])
+    jax.tree.map(np.testing.assert_array_equal, found, convert_state_dict(state, MODELS[model]))
 
 
 @pytest.mark.parametrize("groups", [1, 3])
