@@ -7,6 +7,7 @@ needs nothing else of biojax.
 from biojax.kernels.attention import (
     attention,
     attention_and_lse,
+    axial_attention,
     linear_attention,
     neighborhood_attention,
     relative_bias,
@@ -52,6 +53,7 @@ __all__ = [
     "attention",
     "attention_and_lse",
     "avg_pool",
+    "axial_attention",
     "batch_norm",
     "conv",
     "conv_gru",

@@ -5,6 +5,7 @@ from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
 from biojax.models.convlstm import ConvLSTMForecaster
 from biojax.models.mednext import MedNeXt, upkern
+from biojax.models.nat_unet import NATUNet
 from biojax.models.primus import Primus
 from biojax.models.registry import count_parameters, create_model, list_models
 from biojax.models.resenc_unet import ResEncUNet
@@ -27,6 +28,7 @@ __all__ = [
     "CNNClassifier",
     "ConvLSTMForecaster",
     "MedNeXt",
+    "NATUNet",
     "Primus",
     "RNNClassifier",
     "RNNEncoderDecoder",

@@ -18,6 +18,7 @@ from biojax.models.attention import AttentionClassifier
 from biojax.models.cnn import CNNClassifier
 from biojax.models.convlstm import ConvLSTMForecaster
 from biojax.models.mednext import MedNeXt
+from biojax.models.nat_unet import NATUNet
 from biojax.models.primus import Primus
 from biojax.models.resenc_unet import ResEncUNet
 from biojax.models.residual_unet import ResidualUNet
@@ -43,6 +44,9 @@ MODELS: dict[str, type[nn.Module]] = {
     "mednext_l": MedNeXt,
     "mednext_m": MedNeXt,
     "mednext_s": MedNeXt,
+    "nat_unet_b": NATUNet,
+    "nat_unet_s": NATUNet,
+    "nat_unet_t": NATUNet,
     "primus_b": Primus,
     "primus_l": Primus,
     "primus_m": Primus,
@@ -86,6 +90,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mednext_m": {
         "num_blocks": (3, 4, 4, 4, 4, 4, 4, 4, 3),
         "expansion_ratio": (2, 3, 4, 4, 4, 4, 4, 3, 2),
+    },
+    "nat_unet_b": {
+        "features": (48, 96, 192, 384, 768),
+        "num_blocks": (3, 4, 18, 5),
+        "mlp_ratio": 2.0,
+        "layer_scale": 1e-5,
+    },
+    "nat_unet_s": {
+        "features": (32, 64, 128, 256, 512),
+        "num_blocks": (3, 4, 6, 5),
+        "num_heads": (2, 4, 8, 16),
     },
     "primus_b": {"features": 792, "num_heads": 12},
     "primus_l": {"features": 1056, "num_layers": 24, "num_heads": 16},

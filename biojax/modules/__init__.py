@@ -9,6 +9,11 @@ from biojax.modules.embed import PatchEmbed, sincos_positions, unpatch
 from biojax.modules.griffin import GriffinBlock
 from biojax.modules.hierarchical import HierarchicalRNN
 from biojax.modules.mlp import MLP
+from biojax.modules.neighborhood import (
+    AxialAttention,
+    NeighborhoodAttention,
+    NeighborhoodBlock,
+)
 from biojax.modules.norm import make_norm
 from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, BiRNN, StackedRNN, make_recurrent
@@ -22,6 +27,7 @@ __all__ = [
     "MLP",
     "RNN",
     "AttentionPool",
+    "AxialAttention",
     "BiRNN",
     "BlockDense",
     "Conv",
@@ -38,6 +44,8 @@ __all__ = [
     "Mamba2Block",
     "MambaBlock",
     "MultiHeadAttention",
+    "NeighborhoodAttention",
+    "NeighborhoodBlock",
     "PatchEmbed",
     "SelectiveSSM",
     "StackedRNN",

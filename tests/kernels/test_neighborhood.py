@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels import attention, explain, neighborhood_attention
-from biojax.kernels.attention.neighborhood_blocked import _plan
+from biojax.kernels.attention.neighborhood_tiles import plan_of
 from biojax.kernels.attention.neighbors import Axis, neighbors
 
 
@@ -113,7 +113,7 @@ LARGER = {
 @pytest.mark.parametrize("name", LARGER)
 def test_tile_by_tile_is_as_all_at_once(name, outputs_and_gradients, quickly):
     axes = LARGER[name]
-    plan = _plan((*[Axis(1, 1)] * (3 - len(axes)), *axes), 2)
+    plan = plan_of((*[Axis(1, 1)] * (3 - len(axes)), *axes), 2)
     assert math.prod(plan.steps) > 2
     assert plan.group > 1
     sizes, kernel_size, dilation, stride, is_causal, *_ = zip(*axes, strict=True)

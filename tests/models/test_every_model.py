@@ -24,6 +24,14 @@ MODELS = {
         "num_blocks": (1,) * 5,
         "expansion_ratio": (2, 2, 3, 2, 2),
     },
+    "nat_unet_t": {
+        "out_channels": 3,
+        "features": (2, 12, 12),
+        "num_blocks": (2, 1),
+        "num_heads": (2, 1),
+        "num_convs": 1,
+        "window_size": 3,
+    },
     "primus_s": {
         "out_channels": 3,
         "features": 12,
@@ -175,6 +183,7 @@ def test_the_computation_is_in_bfloat16(name, monkeypatch):
 IDLE = ("['depthwise']['bias']", "['key']['bias']")
 GRADIENTS = {
     "abmil": (2, {"encoder_features": (4, 6)}),
+    "nat_unet_t": (2, {"norm": "layer", "features": (4, 12, 12)}),
     "unet": (3, {"norm": "layer", "features": (2, 3)}),
     "resenc_unet_l": (3, {"norm": "layer", "features": (4, 6), "num_blocks": (1, 1)}),
     "residual_unet": (3, {"norm": "layer", "features": (4, 6)}),
@@ -229,6 +238,13 @@ INTERMEDIATES = {
         "encoder1": (2, 6, 8, 4),
         "bottleneck": (2, 3, 4, 8),
         "decoder1": (2, 6, 8, 4),
+        "decoder0": (2, 12, 16, 2),
+    },
+    "nat_unet_t": {
+        "encoder0": (2, 12, 16, 2),
+        "encoder1": (2, 6, 8, 12),
+        "encoder2": (2, 3, 4, 12),
+        "decoder1": (2, 6, 8, 12),
         "decoder0": (2, 12, 16, 2),
     },
     "primus_s": {"tokens0": (2, 12, 12), "tokens1": (2, 12, 12), "decoder1": (2, 6, 8, 8)},

@@ -19,6 +19,7 @@ REQUIRED = {
     "mednext_l": {"out_channels": 2},
     "mednext_m": {"out_channels": 2},
     "mednext_s": {"out_channels": 2},
+    **{f"nat_unet_{size}": {"out_channels": 2} for size in "bst"},
     **{f"primus_{size}": {"out_channels": 2} for size in "blms"},
     "resenc_unet_l": {"out_channels": 2},
     "resenc_unet_m": {"out_channels": 2},
@@ -71,6 +72,7 @@ def test_names_are_those_of_the_classes():
         "cnn_classifier": models.CNNClassifier,
         "convlstm_forecaster": models.ConvLSTMForecaster,
         **dict.fromkeys((f"mednext_{size}" for size in "sbml"), models.MedNeXt),
+        **dict.fromkeys((f"nat_unet_{size}" for size in "tsb"), models.NATUNet),
         **dict.fromkeys((f"primus_{size}" for size in "sbml"), models.Primus),
         **dict.fromkeys((f"resenc_unet_{size}" for size in ("m", "l", "xl")), models.ResEncUNet),
         "residual_unet": models.ResidualUNet,
@@ -187,6 +189,10 @@ def test_fields_survive_json(name):
     extra = {
         "abmil": {"encoder_name": "vit_s", "encoder_fields": (("patch_size", (8, 4)),)},
         **{f"mednext_{size}": {"kernel_size": 5, "num_blocks": (1,) * 9} for size in "sbml"},
+        **{
+            f"nat_unet_{size}": {"features": (4, 8), "num_blocks": (2,), "num_heads": (1,)}
+            for size in "tsb"
+        },
         **{f"resenc_unet_{size}": small for size in ("m", "l", "xl")},
         **{f"resnet3d_{depth}": small for depth in (18, 34, 50)},
         "residual_unet": {"features": (4, 8), "strides": ((1, 2, 2),)},

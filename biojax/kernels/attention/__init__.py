@@ -1,5 +1,6 @@
 """Attention: every query with every key, with its neighbours, or with sums of all keys."""
 
+from biojax.kernels.attention.axial import axial_attention
 from biojax.kernels.attention.full import attention, attention_and_lse
 from biojax.kernels.attention.linear import linear_attention
 from biojax.kernels.attention.neighborhood import neighborhood_attention
@@ -11,6 +12,7 @@ from biojax.kernels.attention.window import window_attention
 __all__ = [
     "attention",
     "attention_and_lse",
+    "axial_attention",
     "linear_attention",
     "neighborhood_attention",
     "relative_bias",

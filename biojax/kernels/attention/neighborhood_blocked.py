@@ -9,64 +9,22 @@ The gradient computes the weights again from the log of their sum, as in Dao et 
 "FlashAttention", NeurIPS 2022, section 3.1, and adds what a step finds for keys to their volumes.
 """
 
-import itertools
 import math
-from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from biojax.kernels.attention.neighbors import Axis, part_of
+from biojax.kernels.attention.neighborhood_tiles import Plan, plan_of
+from biojax.kernels.attention.neighbors import Axis
 from biojax.kernels.conv.blocks import varying
-from biojax.kernels.dispatch import accumulator
-from biojax.typing import Array, Precision
+from biojax.kernels.dispatch import accumulator, platform
+from biojax.typing import Array, Dtype, Precision
 
 __all__ = ["neighborhood_attention"]
-
-# Scores of a step: in cache, on the CPUs of today, and long to compute beside what a step costs.
-SCORES = 2**20
-# Tiles that go together at most: each is sliced out by an operation of its own.
-GROUP = 8
-# What a step costs beside its scores, and what a key of a box does, in scores (measured on a CPU).
-STEP, KEY = 2**14, 16
-# Queries of a tile along an axis.
-_TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-
-
-class _Cut(NamedTuple):
-    """An axis cut into tiles of queries, each with a box of keys.
-
-    Args:
-      queries: (tiles, tile), of which voxels; the number of all voxels where there is none.
-      keys: all keys by residue class.
-      box: keys of a box.
-      first: (parts, tiles), the first key of each box, in that order.
-      begin, end: (parts, tiles, tile), which keys of its box a query sees.
-    """
-
-    queries: np.ndarray
-    keys: np.ndarray
-    box: int
-    first: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
-
-
-class _Plan(NamedTuple):
-    """The cuts of the three axes, and how many tiles along the last one a step takes."""
-
-    cuts: tuple[_Cut, _Cut, _Cut]
-    group: int
-
-    @property
-    def steps(self) -> tuple[int, int, int]:
-        """Along each axis."""
-        z, y, x = (len(cut.queries) for cut in self.cuts)
-        return z, y, x // self.group
 
 
 @partial(jax.jit, static_argnames=["axes", "scale", "precision"])
@@ -93,21 +51,20 @@ def _attend(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))  # gradients outside of jit compile once
 def _forward(axes, scale, precision, query, key, value):
-    plan = _plan(axes, query.shape[0] * query.shape[-2])
-    wide = accumulator(query.dtype)
+    plan = plan_of(axes, query.shape[0] * query.shape[-2])
     k, v = (_by_head(x, plan) for x in (key, value))
-    dot = partial(jnp.einsum, precision=precision)
+    kind, dot = _products(query.dtype, precision)
 
     def step(args: tuple[Array, Array]) -> tuple[Array, Array]:
         i, q = args
         starts, seen = _place(plan, axes, i)
-        k_box, v_box = (_boxes(x, starts, plan).astype(wide) for x in (k, v))
-        logits = dot("bngmk,bngsk->bngms", scale * q.astype(wide), k_box)
+        k_box, v_box = (_boxes(x, starts, plan).astype(kind) for x in (k, v))
+        logits = scale * dot("bngmk,bngsk->bngms", q.astype(kind), k_box)
         logits = jnp.where(seen, logits, -jnp.inf)
         peak = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = weights.sum(axis=-1, keepdims=True)
-        y = dot("bngms,bngsv->bngmv", weights, v_box) / total
+        y = dot("bngms,bngsv->bngmv", weights.astype(kind), v_box) / total
         return y.astype(value.dtype), peak + jnp.log(total)
 
     steps = math.prod(plan.steps)
@@ -119,24 +76,25 @@ def _forward(axes, scale, precision, query, key, value):
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(axes, scale, precision, saved, dy):
     query, key, value, y, lse = saved
-    plan = _plan(axes, query.shape[0] * query.shape[-2])
-    wide = accumulator(query.dtype)
+    plan = plan_of(axes, query.shape[0] * query.shape[-2])
     k, v = (_by_head(x, plan) for x in (key, value))
-    dot = partial(jnp.einsum, precision=precision)
+    kind, dot = _products(query.dtype, precision)
+    wide = lse.dtype
     along = jnp.sum(dy.astype(wide) * y.astype(wide), axis=-1, keepdims=True)
 
     def step(sums: tuple[Array, ...], args: tuple[Array, ...]):
         i, q, dy, lse, along = args
         starts, seen = _place(plan, axes, i)
-        k_box, v_box = (_boxes(x, starts, plan).astype(wide) for x in (k, v))
-        q, dy = scale * q.astype(wide), dy.astype(wide)
-        logits = dot("bngmk,bngsk->bngms", q, k_box)
+        k_box, v_box = (_boxes(x, starts, plan).astype(kind) for x in (k, v))
+        q, dy = q.astype(kind), dy.astype(kind)
+        logits = scale * dot("bngmk,bngsk->bngms", q, k_box)
         weights = jnp.exp(jnp.where(seen, logits, -jnp.inf) - lse)
-        d_logits = weights * (dot("bngmv,bngsv->bngms", dy, v_box) - along)
-        dq = scale * dot("bngms,bngsk->bngmk", d_logits, k_box)
+        d_weights = dot("bngmv,bngsv->bngms", dy, v_box)
+        d_logits = (scale * weights * (d_weights - along)).astype(kind)
+        dq = dot("bngms,bngsk->bngmk", d_logits, k_box)
         dk, dv = sums
         dk = _added(dk, dot("bngmk,bngms->bngks", q, d_logits), starts, plan)
-        dv = _added(dv, dot("bngmv,bngms->bngvs", dy, weights), starts, plan)
+        dv = _added(dv, dot("bngmv,bngms->bngvs", dy, weights.astype(kind)), starts, plan)
         return (dk, dv), dq.astype(query.dtype)
 
     tiles = (
@@ -155,7 +113,14 @@ def _backward(axes, scale, precision, saved, dy):
 _attend.defvjp(_forward, _backward)
 
 
-def _place(plan: _Plan, axes: Sequence[Axis], i: Array) -> tuple[list[Array], Array]:
+def _products(dtype: Dtype, precision: Precision) -> tuple[Dtype, Callable]:
+    """What factors are converted to, and the products: of the arrays' own dtype but on a CPU."""
+    wide = accumulator(dtype)
+    kind = wide if platform() == "cpu" else dtype
+    return kind, partial(jnp.einsum, precision=precision, preferred_element_type=wide)
+
+
+def _place(plan: Plan, axes: Sequence[Axis], i: Array) -> tuple[list[Array], Array]:
     """Where the boxes of step i begin along each axis, and what its queries see, (group, m, s)."""
     starts, seen = [], []
     steps = jnp.unravel_index(i, plan.steps)
@@ -174,7 +139,7 @@ def _place(plan: _Plan, axes: Sequence[Axis], i: Array) -> tuple[list[Array], Ar
     return starts, every.reshape(plan.group, math.prod(every.shape[1:4]), -1)
 
 
-def _boxes(x: Array, starts: Sequence[Array], plan: _Plan) -> Array:
+def _boxes(x: Array, starts: Sequence[Array], plan: Plan) -> Array:
     """The boxes of keys of a step, (b, n, group, s, k), out of (b, n, *spatial, k)."""
     b, n, *_, k = x.shape
     sizes = b, n, *(cut.box for cut in plan.cuts), k
@@ -182,7 +147,7 @@ def _boxes(x: Array, starts: Sequence[Array], plan: _Plan) -> Array:
     return jnp.stack(boxes, axis=2).reshape(b, n, plan.group, -1, k)
 
 
-def _added(x: Array, boxes: Array, starts: Sequence[Array], plan: _Plan) -> Array:
+def _added(x: Array, boxes: Array, starts: Sequence[Array], plan: Plan) -> Array:
     """Boxes (b, n, group, k, s) added to x where they lie."""
     b, n, _, k, _ = boxes.shape
     sizes = [cut.box for cut in plan.cuts]
@@ -201,14 +166,14 @@ def _corner(starts: Sequence[Array], g: int) -> list[Array]:
     return [none, none, z[0], y[0], x[g], none]
 
 
-def _by_head(x: Array, plan: _Plan) -> Array:
+def _by_head(x: Array, plan: Plan) -> Array:
     """(b, *spatial, n, k) to (b, n, *spatial, k), along each axis class after class."""
     for axis, cut in enumerate(plan.cuts, 1):
         x = _chosen(x, cut.keys, axis)
     return jnp.moveaxis(x, -2, 1)
 
 
-def _as_before(x: Array, plan: _Plan) -> Array:
+def _as_before(x: Array, plan: Plan) -> Array:
     """The inverse of `_by_head`."""
     x = jnp.moveaxis(x, 1, -2)
     for axis, cut in enumerate(plan.cuts, 1):
@@ -216,7 +181,7 @@ def _as_before(x: Array, plan: _Plan) -> Array:
     return x
 
 
-def _tiled(x: Array, plan: _Plan) -> Array:
+def _tiled(x: Array, plan: Plan) -> Array:
     """(b, *spatial, n, k) to the queries of each step, (steps, b, n, group, m, k)."""
     b, *_, n, k = x.shape
     split = []
@@ -229,7 +194,7 @@ def _tiled(x: Array, plan: _Plan) -> Array:
     return x.reshape(math.prod(plan.steps), b, n, plan.group, i * j * m, k)
 
 
-def _untiled(x: Array, plan: _Plan, shape: tuple[int, ...]) -> Array:
+def _untiled(x: Array, plan: Plan, shape: tuple[int, ...]) -> Array:
     """The inverse of `_tiled`, of that shape before the last axis."""
     b, *sizes, n = shape
     (z, i), (y, j), (xs, m) = (cut.queries.shape for cut in plan.cuts)
@@ -249,47 +214,3 @@ def _chosen(x: Array, index: np.ndarray, axis: int) -> Array:
         widths[axis] = (0, len(index) - n, 0)
         return lax.pad(x, np.zeros((), x.dtype), widths)
     return jnp.take(x, jnp.asarray(index), axis=axis, mode="fill", fill_value=0)
-
-
-@lru_cache(maxsize=256)
-def _plan(axes: tuple[Axis, ...], rows: int) -> _Plan:
-    """The tiles that cost least, where a batch has so many heads together."""
-    choices = [[_cut(axis, tile) for tile in _TILES if tile <= axis.size] for axis in axes]
-
-    def sizes(cuts: Sequence[_Cut]) -> tuple[int, int, int]:
-        """Tiles along the last axis that go together, queries of a tile, keys of a box."""
-        m, s = math.prod(cut.queries.shape[1] for cut in cuts), math.prod(cut.box for cut in cuts)
-        tiles = len(cuts[-1].queries)
-        most = max(1, min(tiles, GROUP, SCORES // (rows * m * s)))
-        return math.ceil(tiles / math.ceil(tiles / most)), m, s
-
-    def cost(cuts: Sequence[_Cut]) -> float:
-        group, m, s = sizes(cuts)
-        tiles = math.prod(len(cut.queries) for cut in cuts)
-        too_many = max(1, rows * m * s / SCORES)
-        return tiles * rows * s * (m + KEY) * too_many + STEP * math.ceil(tiles / group)
-
-    z, y, x = min(itertools.product(*choices), key=cost)
-    group, *_ = sizes((z, y, x))
-    return _Plan((z, y, _cut(axes[-1], x.queries.shape[1], group)), group)
-
-
-@lru_cache(maxsize=1024)
-def _cut(axis: Axis, tile: int, group: int = 1) -> _Cut:
-    """Tiles of so many queries, their number a multiple of `group`."""
-    before, after, first, counts = part_of("neighborhood_attention", axis)
-    size = first.shape[1]
-    keys = np.argsort(np.arange(before + size + after) % axis.dilation, kind="stable")
-    classes = [np.arange(own, size, axis.dilation) for own in range(axis.dilation)]
-    full = [np.pad(c, (0, -len(c) % tile), constant_values=size) for c in classes]
-    queries = np.concatenate(full).reshape(-1, tile)
-    queries = np.pad(queries, ((0, -len(queries) % group), (0, 0)), constant_values=size)
-    # Where there is none the first of its tile is looked at, or of all, that no box be larger.
-    some = np.where(queries < size, queries, queries[:, :1]) % size
-    begin = np.argsort(keys)[first][:, some]
-    end = begin + counts[:, some]
-    low = begin.min(axis=-1, keepdims=True)
-    box = int((end.max(axis=-1, keepdims=True) - low).max())
-    low = np.minimum(low, len(keys) - box)
-    first, begin, end = (x.astype(np.int32) for x in (low[..., 0], begin - low, end - low))
-    return _Cut(queries, keys, box, first, begin, end)

@@ -1,0 +1,251 @@
+"""Attention layers over images (b, *spatial, c): in the neighbourhood, and along an axis."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from biojax.errors import ConfigError, ShapeError, nearest_divisor
+from biojax.kernels import axial_attention, neighborhood_attention, rotary, rotary_angles
+from biojax.kernels.conv.geometry import per_axis
+from biojax.modules.mlp import MLP
+from biojax.modules.norm import make_norm
+from biojax.modules.residual import DropPath, LayerScale
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
+
+__all__ = ["AxialAttention", "NeighborhoodAttention", "NeighborhoodBlock"]
+
+
+class NeighborhoodAttention(nn.Module):
+    """Attention of each voxel to those around it: `biojax.kernels.neighborhood_attention`.
+
+    y = W_proj neighborhood_attention(W_query x, W_key x, W_value x)
+
+    Args:
+      num_heads: n; must divide the features of x.
+      kernel_size: keys along each axis, or one number for all. An axis that has fewer is seen
+        whole.
+      dilation: voxels from one key to the next, likewise.
+      is_causal: whether keys after the query are hidden, for each axis or for all.
+      rotary: turn queries and keys by where they are, see `biojax.kernels.rotary_angles`: without,
+        a voxel does not know which of its neighbours is where.
+      qkv_bias: whether queries, keys and values have a bias.
+      dropout_rate: of the output, while training.
+      precision: of all products.
+      implementation: see `biojax.kernels.neighborhood_attention`.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: the heads do not divide the features, or have fewer than two channels for each
+        axis to be turned.
+
+    Source: Hassani et al., "Neighborhood attention transformer", CVPR 2023, section 3.1. Positions
+    are relative biases there.
+    """
+
+    num_heads: int
+    kernel_size: IntOrTuple = 7
+    dilation: IntOrTuple = 1
+    is_causal: bool | Sequence[bool] = False
+    rotary: bool = True
+    qkv_bias: bool = True
+    dropout_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """(b, *spatial, c) to the same."""
+        sizes = x.shape[1:-1]
+        kernel_size, dilation = (
+            per_axis("NeighborhoodAttention", name, getattr(self, name), len(sizes))
+            for name in ("kernel_size", "dilation")
+        )
+        fit = zip(kernel_size, sizes, dilation, strict=True)
+        attend = partial(
+            neighborhood_attention,
+            kernel_size=tuple(max(1, min(k, n // d)) for k, n, d in fit),
+            dilation=dilation,
+            is_causal=self.is_causal,
+            precision=self.precision,
+            implementation=self.implementation,
+        )
+        return _between_matrices(self, attend, x, range(1, x.ndim - 1), train)
+
+
+class AxialAttention(nn.Module):
+    """Attention of each voxel to those of its line: `biojax.kernels.axial_attention`.
+
+    y = W_proj axial_attention(W_query x, W_key x, W_value x)
+
+    Args:
+      num_heads: n; must divide the features of x.
+      axis: of x, from 1 on: 1 is the first of the spatial ones.
+      is_causal: whether a voxel sees only those before it.
+      num_heads, rotary, qkv_bias, dropout_rate, precision, dtype, param_dtype: see
+        `NeighborhoodAttention`.
+      implementation: see `biojax.kernels.attention`.
+
+    Raises:
+      ShapeError: the axis is none of space.
+      ConfigError: see `NeighborhoodAttention`.
+
+    Source: Ho et al., "Axial attention in multidimensional transformers", 2019, section 3.1.
+    """
+
+    num_heads: int
+    axis: int
+    is_causal: bool = False
+    rotary: bool = True
+    qkv_bias: bool = True
+    dropout_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """(b, *spatial, c) to the same."""
+        if self.axis not in range(1, x.ndim - 1):
+            raise ShapeError(
+                "AxialAttention",
+                f"axis={self.axis} of an image of shape {x.shape}",
+                f"an axis of space, 1 to {x.ndim - 2}",
+                "Name one of these",
+                f"axis={min(max(self.axis, 1), x.ndim - 2)}",
+            )
+        attend = partial(
+            axial_attention,
+            axis=self.axis,
+            is_causal=self.is_causal,
+            precision=self.precision,
+            implementation=self.implementation,
+        )
+        return _between_matrices(self, attend, x, [self.axis], train)
+
+
+class NeighborhoodBlock(nn.Module):
+    """Pre-norm block of neighbourhood attention and a perceptron.
+
+    x = x + scale1 attention(norm1(x))
+    x = x + scale2 mlp(norm2(x))
+
+    Args:
+      num_heads: n; must divide the features of the input.
+      kernel_size: keys along each axis.
+      dilation: voxels from one key to the next.
+      is_causal: whether keys after the query are hidden.
+      rotary: turn queries and keys by where they are.
+      mlp_ratio: width of the hidden layer over the features.
+      mlp: "gelu" or "swiglu", see `biojax.modules.MLP`.
+      qkv_bias: whether queries, keys and values have a bias.
+      layer_scale: what learned scales of the branches start from; None for no such scales.
+      drop_path_rate: share of images whose branches are left out, while training.
+      dropout_rate: of both branches and the hidden layer, while training.
+      epsilon: of the norms.
+      precision: of all products.
+      implementation: see `biojax.kernels.neighborhood_attention`.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+
+    Source: Hassani et al., "Neighborhood attention transformer", CVPR 2023, section 3.4.
+    """
+
+    num_heads: int
+    kernel_size: IntOrTuple = 7
+    dilation: IntOrTuple = 1
+    is_causal: bool | Sequence[bool] = False
+    rotary: bool = True
+    mlp_ratio: float = 4.0
+    mlp: str = "gelu"
+    qkv_bias: bool = True
+    layer_scale: float | None = None
+    drop_path_rate: float = 0.0
+    dropout_rate: float = 0.0
+    epsilon: float = 1e-6
+    precision: Precision = None
+    implementation: str | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """(b, *spatial, c) to the same."""
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+
+        def norm(x: Array, name: str) -> Array:
+            return make_norm("layer", epsilon=self.epsilon, layer_name=name, **kind)(x)
+
+        def back(y: Array, name: str) -> Array:
+            if self.layer_scale is not None:
+                y = LayerScale(self.layer_scale, name=name, **kind)(y)
+            return DropPath(self.drop_path_rate)(y, train)
+
+        attention = NeighborhoodAttention(
+            self.num_heads,
+            self.kernel_size,
+            self.dilation,
+            self.is_causal,
+            self.rotary,
+            self.qkv_bias,
+            self.dropout_rate,
+            self.precision,
+            self.implementation,
+            name="attention",
+            **kind,
+        )
+        mlp = MLP(
+            int(x.shape[-1] * self.mlp_ratio),
+            self.mlp,
+            dropout_rate=self.dropout_rate,
+            epsilon=self.epsilon,
+            precision=self.precision,
+            name="mlp",
+            **kind,
+        )
+        x = x + back(attention(norm(x, "norm1"), train), "scale1")
+        return checkpoint_name(x + back(mlp(norm(x, "norm2"), train), "scale2"), "block")
+
+
+def _between_matrices(
+    layer: NeighborhoodAttention | AxialAttention,
+    attend: Callable[..., Array],
+    x: Array,
+    axes: Sequence[int],
+    train: bool,
+) -> Array:
+    """Heads of x, turned by their places along axes, attend to each other and are made one."""
+    b, *sizes, c = x.shape
+    if layer.num_heads < 1 or c % layer.num_heads:
+        raise ConfigError(
+            type(layer).__name__,
+            f"num_heads={layer.num_heads} for {c} features",
+            "a number of heads that divides the features",
+            "Change either",
+            f"num_heads={nearest_divisor(layer.num_heads, c)}",
+        )
+    k = c // layer.num_heads
+    kind: dict[str, Any] = {"dtype": layer.dtype, "param_dtype": layer.param_dtype}
+    dense = partial(nn.Dense, c, precision=layer.precision, **kind)
+
+    def heads(name: str) -> Array:
+        y = dense(use_bias=layer.qkv_bias, name=name)(x)
+        return y.reshape(b, *sizes, layer.num_heads, k)
+
+    query, key, value = heads("query"), heads("key"), heads("value")
+    if layer.rotary:
+        angles = rotary_angles([x.shape[axis] for axis in axes], k)
+        others = [n if i in axes else 1 for i, n in enumerate(sizes, 1)]
+        angles = jnp.broadcast_to(angles.reshape(*others, -1), (*sizes, angles.shape[-1]))
+        angles = angles.reshape(-1, angles.shape[-1])
+        tokens = (b, -1, layer.num_heads, k)
+        query, key = (rotary(y.reshape(tokens), angles).reshape(y.shape) for y in (query, key))
+    y = dense(name="proj")(attend(query, key, value).reshape(x.shape))
+    return nn.Dropout(layer.dropout_rate, deterministic=not train)(y)

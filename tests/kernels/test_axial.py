@@ -1,0 +1,77 @@
+"""Axial attention: lines one by one, whatever the axis, and memory."""
+
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.errors import ShapeError
+from biojax.kernels import attention, axial_attention
+from biojax.kernels.attention import axial
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+Q, K, V = normal(0, 2, 3, 4, 5, 4, 3), normal(1, 2, 3, 4, 5, 2, 3), normal(2, 2, 3, 4, 5, 2, 2)
+BIAS, MASK = normal(3, 4, 4, 4), np.tri(4, dtype=bool)[::-1, ::-1]
+
+
+@pytest.mark.parametrize("axis", [1, -3])
+def test_line_by_line(axis):
+    y = axial_attention(Q, K, V, axis=axis, is_causal=True)
+    assert y.shape == (2, 3, 4, 5, 4, 2)
+    q, k, v, y = (np.moveaxis(np.asarray(x), axis, -3) for x in (Q, K, V, y))
+    line = attention(*(x[:, 1, 2] for x in (q, k, v)), is_causal=True)
+    np.testing.assert_allclose(y[:, 1, 2], line, rtol=1e-5, atol=1e-6)
+    together = attention(*(x.reshape(-1, *x.shape[3:]) for x in (q, k, v)), is_causal=True)
+    np.testing.assert_allclose(y.reshape(together.shape), together, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_of_lines_are_as_all(outputs_and_gradients, quickly):
+    results = []
+    for scores in (axial.SCORES, 200):  # at once, and in groups
+
+        def run(*arrays):
+            return axial_attention(*arrays, MASK, axis=2, scale=0.5)
+
+        with mock.patch.object(axial, "SCORES", scores):
+            assert ("scan[" in str(jax.make_jaxpr(run)(Q, K, V, BIAS))) == (scores == 200)
+            f = jax.jit(partial(outputs_and_gradients, run), compiler_options=quickly)
+            results.append(f(Q, K, V, BIAS))
+    for whole, parts in zip(*results, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_is_that_of_volumes_and_a_group(memory):
+    run = partial(axial_attention, axis=1)
+    shape = (1, 64, 64, 64, 2, 4)
+    for found, copies in zip(memory(run, *(shape,) * 3), (8, 16), strict=True):
+        assert found < copies * 4 * np.prod(shape) + 8 * 4 * axial.SCORES
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ((Q[0, 0, 0], K, V), {}, r"query \(5, 4, 3\).*x.reshape\(b, \*spatial, n, k\)"),
+        ((Q, K[:, :2], V), {}, r"key \(2, 2, 4, 5, 2, 3\).*images of one size"),
+        ((Q, K, V), {"axis": 0}, r"axis=0 .*an axis of space, 1 to 3.*mean axis=1\?"),
+        ((Q, K, V), {"axis": 4}, r"axis=4 .*mean axis=3\?"),
+        ((Q, K, V), {"axis": -2}, "axis=-2"),
+        ((Q, K, V, np.zeros((2, 4, 4, 4))), {}, r"bias of .*\(n, t, s\) = \(4, 4, 4\)"),
+    ],
+)
+def test_what_is_refused(arrays, options, message):
+    with pytest.raises(ShapeError, match=rf"^axial_attention: got .*?{message}"):
+        axial_attention(*arrays, **{"axis": 2, **options})
+
+
+def test_lines_of_keys_may_have_another_length():
+    key, value = (jnp.repeat(jnp.asarray(x), 2, axis=2) for x in (K, V))
+    np.testing.assert_allclose(
+        axial_attention(Q, key, value, axis=2), axial_attention(Q, K, V, axis=2), rtol=2e-5
+    )
