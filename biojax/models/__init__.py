@@ -14,6 +14,7 @@ from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.segmamba import SegMamba
 from biojax.models.slice_rnn import SliceRNN
+from biojax.models.swin_unetr import SwinUNETR
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.unetr import UNETR
@@ -37,6 +38,7 @@ __all__ = [
     "ResidualUNet",
     "SegMamba",
     "SliceRNN",
+    "SwinUNETR",
     "UMamba",
     "UNet",
     "ViL",

@@ -26,6 +26,7 @@ from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.segmamba import SegMamba
 from biojax.models.slice_rnn import SliceRNN
+from biojax.models.swin_unetr import SwinUNETR
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.unetr import UNETR
@@ -62,6 +63,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "rnn_encoder_decoder": RNNEncoderDecoder,
     "segmamba": SegMamba,
     "slice_rnn": SliceRNN,
+    "swin_unetr": SwinUNETR,
+    "swin_unetr_v2": SwinUNETR,
     "umamba_bot": UMamba,
     "umamba_enc": UMamba,
     "unet": UNet,
@@ -107,6 +110,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "primus_m": {"features": 864, "num_layers": 16, "num_heads": 12},
     "resnet3d_34": {"num_blocks": (3, 4, 6, 3)},
     "resnet3d_50": {"num_blocks": (3, 4, 6, 3), "bottleneck": True},
+    "swin_unetr_v2": {"stage_convs": True},
     "umamba_enc": {"mamba_in_encoder": True},
     "vil_b": {"features": 768},
     "vil_s": {"features": 384},

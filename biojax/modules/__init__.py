@@ -19,6 +19,7 @@ from biojax.modules.positions import LearnedPositions
 from biojax.modules.recurrent import GRU, LSTM, RNN, BiRNN, StackedRNN, make_recurrent
 from biojax.modules.residual import DropPath, LayerScale
 from biojax.modules.ssm import Mamba2Block, MambaBlock, SelectiveSSM, VSSBlock
+from biojax.modules.swin import PatchMerging, SwinBlock, WindowAttention
 from biojax.modules.xlstm import ViLBlock
 
 __all__ = [
@@ -47,11 +48,14 @@ __all__ = [
     "NeighborhoodAttention",
     "NeighborhoodBlock",
     "PatchEmbed",
+    "PatchMerging",
     "SelectiveSSM",
     "StackedRNN",
+    "SwinBlock",
     "TransformerBlock",
     "VSSBlock",
     "ViLBlock",
+    "WindowAttention",
     "make_norm",
     "make_recurrent",
     "sincos_positions",

@@ -80,8 +80,8 @@ def window_attention(
             f"(n, w, w) = {scores}",
             "Make it for these windows: relative_bias(table, window_size)",
         )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    settings = Settings(window, shifts, scale, precision)
+    scaled_by = query.shape[-1] ** -0.5 if scale is None else scale
+    settings = Settings(window, shifts, scaled_by, precision)
     run = select(
         "window_attention", _IMPLEMENTATIONS, implementation, lambda: _choose(query, window)
     )

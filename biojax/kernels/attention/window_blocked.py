@@ -34,7 +34,8 @@ def attention(query, key, value, bias, settings: Settings) -> Array:
     given = [x for x in (query, key, value, bias) if x is not None]
     # What is bfloat16 before a loop, XLA on CPU widens whole at every step of it.
     wide = accumulator(query.dtype)
-    bias = None if bias is None else varying(bias, *given).astype(wide)
+    if bias is not None:
+        bias = varying(bias, *given).astype(wide)
     parts = (varying(x, *given).astype(wide) for x in (query, key, value))
     side = sides(b, tuple(spatial), settings)
     y = _within(*(as_windows(x, settings) for x in parts), bias, side, settings)
