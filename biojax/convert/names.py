@@ -7,7 +7,7 @@
 | `ResidualUNet` | MONAI's `UNet` with residual units |
 | `ResNet3D` | MONAI's `ResNet`, which are those of most ResNets for PyTorch |
 | `ViT` | timm |
-| `UNETR` | MONAI |
+| `UNETR`, `SwinUNETR` | MONAI |
 | `Primus` | dynamic_network_architectures |
 """
 

@@ -30,16 +30,9 @@ SCORE_BYTES = 10 * 2**20
 
 def attention(query, key, value, bias, settings: Settings) -> Array:
     """Arguments as in the package, the bias for whole windows."""
-    b, *spatial = query.shape[:-2]
     given = [x for x in (query, key, value, bias) if x is not None]
-    # What is bfloat16 before a loop, XLA on CPU widens whole at every step of it.
-    wide = accumulator(query.dtype)
-    if bias is not None:
-        bias = varying(bias, *given).astype(wide)
-    parts = (varying(x, *given).astype(wide) for x in (query, key, value))
-    side = sides(b, tuple(spatial), settings)
-    y = _within(*(as_windows(x, settings) for x in parts), bias, side, settings)
-    return as_image(y.astype(query.dtype), tuple(spatial), settings)
+    q, k, v, *rest = (varying(x, *given) for x in given)
+    return _attention(q, k, v, rest[0] if rest else None, settings)
 
 
 def group_of(m: int, n: int, w: int, itemsize: int) -> int:
@@ -48,31 +41,41 @@ def group_of(m: int, n: int, w: int, itemsize: int) -> int:
     return -(-m // -(-m // fits))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _within(query, key, value, bias, side, settings: Settings) -> Array:
-    """(m, n, w, k) to the same; bias (n, w, w), side (m, 1, w)."""
-    return _forward(query, key, value, bias, side, settings)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attention(query, key, value, bias, settings: Settings) -> Array:
+    return _forward(query, key, value, bias, settings)[0]
 
 
-def _forward(query, key, value, bias, side, settings: Settings):
+def _forward(query, key, value, bias, settings: Settings):
+    b, *spatial = query.shape[:-2]
+    # What is bfloat16 before a loop, XLA on CPU widens whole at every step of it.
+    wide = accumulator(query.dtype)
+    windows = [as_windows(x.astype(wide), settings) for x in (query, key, value)]
+
     def of_group(parts):
         q, k, v, side = parts
         weights, total, peak = exponentials(logits(q, k, bias, side, settings))
         y = jnp.matmul(weights, v, precision=settings.precision) / total
         return y, (peak + jnp.log(total))[..., 0]
 
-    y, lse = _joined(lax.map(of_group, _groups(query, key, value, side)), len(query))
-    return y, (query, key, value, bias, side, y, lse)
+    groups = _groups(*windows, sides(b, tuple(spatial), settings))
+    y, lse = _joined(lax.map(of_group, groups), len(windows[0]))
+    y = as_image(y.astype(query.dtype), tuple(spatial), settings)
+    return y, (*windows, bias, y, lse)
 
 
 def _backward(settings: Settings, saved, dy: Array):
     """With p the weights: dv = p^T dy, dz = p (dy v^T - <dy, y>), dq = dz k, dk = dz^T q."""
-    query, key, value, bias, side, y, lse = saved
+    query, key, value, bias, y, lse = saved
+    b, *spatial = dy.shape[:-2]
     matmul = partial(jnp.matmul, precision=settings.precision)
+    dys, ys = (as_windows(x.astype(query.dtype), settings) for x in (dy, y))
 
     def of_group(total, parts):
         q, k, v, side, lse, dy, mean = parts
-        weights = jnp.exp(logits(q, k, bias, side, settings) - lse[..., None])
+        weights = jnp.exp(logits(q, k, bias, None, settings) - lse[..., None])
+        if side is not None:  # after the exponential, which the compiler then writes in vectors
+            weights = jnp.where(side[..., :, None] == side[..., None, :], weights, 0)
         dz = weights * (matmul(dy, v.mT) - mean[..., None])
         if bias is not None:  # a sum over the first axis would not use vectors
             ones = jnp.ones((1, len(dz)), dz.dtype)
@@ -80,14 +83,18 @@ def _backward(settings: Settings, saved, dy: Array):
         dq, dk = settings.scale * matmul(dz, k), settings.scale * matmul(dz.mT, q)
         return total, (dq, dk, matmul(weights.mT, dy))
 
-    parts = _groups(query, key, value, side, lse, dy, jnp.sum(dy * y, axis=-1))
-    start = None if bias is None else varying(jnp.zeros_like(bias), dy)
+    side = sides(b, tuple(spatial), settings)
+    parts = _groups(query, key, value, side, lse, dys, jnp.sum(dys * ys, axis=-1))
+    start = None if bias is None else varying(jnp.zeros(bias.shape, query.dtype), dy)
     dbias, gradients = lax.scan(of_group, start, parts)
-    dside = None if side is None else jnp.zeros_like(side)
-    return *_joined(gradients, len(query)), dbias, dside
+    dqkv = (
+        as_image(x.astype(dy.dtype), tuple(spatial), settings)
+        for x in _joined(gradients, len(query))
+    )
+    return *dqkv, jax.tree.map(lambda d, of: d.astype(of.dtype), dbias, bias)
 
 
-_within.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)
 
 
 def _groups(query: Array, *others: Array | None) -> list[Array | None]:
