@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from functools import partial
 
 import jax
@@ -12,6 +13,7 @@ from jax.test_util import check_grads
 
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels import attention, explain, neighborhood_attention
+from biojax.kernels.attention import neighborhood_blocked
 from biojax.kernels.attention.neighborhood_tiles import plan_of
 from biojax.kernels.attention.neighbors import Axis, neighbors
 
@@ -218,6 +220,18 @@ def test_precision_reaches_every_product():
         assert "precision=None" not in traced
 
 
+def test_products_are_of_bfloat16_on_accelerators(monkeypatch):
+    monkeypatch.setattr(neighborhood_blocked, "platform", lambda: "tpu")
+    arrays = [jnp.asarray(x, jnp.bfloat16) for x in image(7, 6)]
+    run = partial(neighborhood_attention, kernel_size=3, implementation="blocked", scale=0.2)
+    traced = str(jax.make_jaxpr(lambda *arrays: jax.vjp(run, *arrays)[1](arrays[2]))(*arrays))
+    assert traced.count("preferred_element_type=float32") == 7
+    factors = re.findall(r"(\w+):f32\S* = dot_general\[.*?\] (\w+) (\w+)", traced, re.DOTALL)
+    assert len(factors) == 7
+    for _, *pair in factors:
+        assert all(re.search(rf"\b{name}:bf16", traced) for name in pair)
+
+
 def test_what_is_chosen():
     def chosen(*sizes: int) -> str:
         arrays = [jax.ShapeDtypeStruct((1, *sizes, 2, 4), jnp.float32)] * 3
@@ -236,7 +250,8 @@ Q, K, V = image(4, 5)
         ((Q[0, 0], K[0, 0], V[0, 0]), {}, r"query \(5, 2, 3\).*x.reshape\(b, \*spatial, n, k\)"),
         ((Q, K[:, :3], V), {}, r"key \(1, 3, 5, 2, 3\)"),
         ((Q, K, V[:, :, :3]), {}, r"value \(1, 4, 3, 2, 3\)"),
-        ((Q[..., :0], K[..., :0], V), {}, "nothing but b empty"),
+        ((Q[..., :0], K[..., :0], V), {}, "none of them empty"),
+        ((Q[:0], K[:0], V[:0]), {}, "none of them empty"),
         ((Q.astype(jnp.bfloat16), K, V), {}, "query of bfloat16.*one floating dtype"),
         ((Q.astype(int), K.astype(int), V.astype(int)), {}, "one floating dtype"),
         ((Q, K, V), {"kernel_size": 5}, r"for an image of \(4, 5\).*mean kernel_size=\(4, 5\)"),

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from biojax.errors import ShapeError
-from biojax.kernels import neighborhood_attention
+from biojax.kernels import axial_attention, neighborhood_attention
 
 
 def image(*sizes: int, n=1, k=2) -> list[jax.Array]:
@@ -48,10 +49,31 @@ def test_as_on_one_device(name, implementation, mesh_of, compiled, outputs_and_g
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_batch_that_is_spread_sends_nothing(kind, mesh_of, compiled):
+    """Left to the compiler, on meshes of either type; lines along an axis too."""
+
+    def both(query, key, value):
+        y = neighborhood_attention(query, key, value, kernel_size=3, implementation="blocked")
+        return axial_attention(y, key, value, axis=2)
+
+    whole = [jnp.concatenate([x * i for i in range(8)]) for x in image(5, 4)]
+    mesh = mesh_of(8, kind=kind)
+    with jax.set_mesh(mesh):
+        parts = [jax.device_put(x, NamedSharding(mesh, P("a"))) for x in whole]
+        got, sent = compiled(both, *parts)
+        gradients, sent_back = compiled(jax.grad(lambda *x: both(*x).sum(), (0, 1, 2)), *parts)
+    assert not sent
+    assert not sent_back
+    want, _ = compiled(both, *whole)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
 def test_memory_of_a_device_falls_with_their_number(mesh_of):
     def bytes_of_one(mesh) -> int:
         run = spread(mesh, ("a", None, None), kernel_size=3, implementation="blocked")
-        sharding = jax.NamedSharding(mesh, P(None, "a"))
+        sharding = NamedSharding(mesh, P(None, "a"))
         shape = (1, 512, 16, 16, 4, 8)
         arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)] * 3
         found = jax.jit(run).lower(*arrays).compile().memory_analysis()

@@ -9,6 +9,7 @@ from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention.full import attention
+from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.typing import Array, Precision
 
 __all__ = ["axial_attention"]
@@ -67,41 +68,50 @@ def axial_attention(
            [2.5, 2.5]], dtype=float32)
     """
     axis = _checked(query, key, value, bias, mask, axis)
-    lines = tuple(_lines(x, axis) for x in (query, key, value))
     options = {
         "scale": scale,
         "is_causal": is_causal,
         "precision": precision,
         "implementation": implementation,
     }
-    (count, b, t, n, _), s = lines[0].shape, lines[1].shape[2]
-    groups = _least_divisor(count, math.ceil(count * b * n * t * s / SCORES))
+    (b, *sizes, n, _), s = query.shape, key.shape[axis]
+    count = math.prod(sizes) // query.shape[axis]
+    groups = _least_divisor(count, math.ceil(b * n * math.prod(sizes) * s / SCORES))
     attend = partial(_attend, **options) if groups == 1 else partial(_in_groups, groups, **options)
-    y = attend(lines, bias, mask)
-    others = [size for i, size in enumerate(query.shape[1:-2], 1) if i != axis]
-    y = y.reshape(*others, b, t, n, -1)
-    return jnp.moveaxis(jnp.moveaxis(y, -4, 0), -3, axis)
+
+    def of_images(query: Array, key: Array, value: Array) -> Array:
+        y = attend(tuple(_lines(x, axis) for x in (query, key, value)), bias, mask)
+        others = [size for i, size in enumerate(sizes, 1) if i != axis]
+        return jnp.moveaxis(y.reshape(b, *others, *y.shape[2:]), -3, axis)
+
+    return left_to_compiler(of_images, query, key, value)
 
 
 Lines = tuple[Array, Array, Array]
 
 
 def _attend(lines: Lines, bias: Array | None, mask: Array | None, **options) -> Array:
+    """Attention of each line (b, lines, t, n, k)."""
+    b, count, *_ = lines[0].shape
     query, key, value = (x.reshape(-1, *x.shape[2:]) for x in lines)
-    return attention(query, key, value, bias, mask, **options)
+    y = attention(query, key, value, bias, mask, **options)
+    return y.reshape(b, count, *y.shape[1:])
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=_OPTIONS)
 def _in_groups(groups: int, lines: Lines, bias: Array | None, mask: Array | None, **options):
     """The same, some lines after the others; the scores of a group are not kept for gradients."""
     attend = jax.checkpoint(lambda lines: _attend(lines, bias, mask, **options))
-    return lax.map(attend, tuple(x.reshape(groups, -1, *x.shape[1:]) for x in lines))
+    split = (x.reshape(x.shape[0], groups, -1, *x.shape[2:]) for x in lines)
+    y = lax.map(attend, tuple(jnp.moveaxis(x, 1, 0) for x in split))
+    y = jnp.moveaxis(y, 0, 1)
+    return y.reshape(y.shape[0], -1, *y.shape[3:])
 
 
 def _lines(x: Array, axis: int) -> Array:
-    """(b, *spatial, n, k) to its lines along an axis, (lines, b, t, n, k)."""
-    x = jnp.moveaxis(jnp.moveaxis(x, axis, -3), 0, -4)
-    return x.reshape(-1, *x.shape[-4:])
+    """(b, *spatial, n, k) to its lines along an axis, (b, lines, t, n, k)."""
+    x = jnp.moveaxis(x, axis, -3)
+    return x.reshape(x.shape[0], -1, *x.shape[-3:])
 
 
 def _least_divisor(of: int, least: int) -> int:
@@ -131,7 +141,7 @@ def _checked(query, key, value, bias, mask, axis: int) -> int:
         )
     axis %= query.ndim
     sizes = [x.shape[1:axis] + x.shape[axis + 1 : -2] for x in (query, key, value)]
-    if sizes.count(sizes[0]) < 3 or 0 in query.shape[1:-2]:
+    if sizes.count(sizes[0]) < 3 or 0 in (*query.shape, *key.shape, *value.shape):
         raise ShapeError(
             where,
             f"query {query.shape}, key {key.shape}, value {value.shape} and axis={axis}",

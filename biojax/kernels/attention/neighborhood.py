@@ -138,13 +138,13 @@ def _check(query: Array, key: Array, value: Array) -> None:
         1 <= query.ndim - 3 <= 3
         and query.shape == key.shape
         and query.shape[:-1] == value.shape[:-1]
-        and min(query.shape[1:]) > 0
+        and min(*query.shape, *value.shape) > 0
     ):
         raise ShapeError(
             where,
             f"query {query.shape}, key {key.shape}, value {value.shape}",
             "query and key (b, *spatial, n, k), value (b, *spatial, n, v), with one to three "
-            "spatial axes, nothing but b empty",
+            "spatial axes, none of them empty",
             "Heads come before their channels: x.reshape(b, *spatial, n, k)",
         )
     if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
