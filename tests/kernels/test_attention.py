@@ -1,5 +1,7 @@
 """Attention: values by hand, what must not change the result, masks, gradients, refusals."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -10,9 +12,18 @@ from jax.test_util import check_grads
 
 from biojax.errors import ShapeError
 from biojax.kernels import attention
+from biojax.kernels.attention import blocked
 
-# One compiled program for each set of shapes.
-attend = jax.jit(attention, static_argnames=["scale", "is_causal"])
+
+@pytest.fixture(scope="module", params=["xla", "blocked"])
+def attend(request):
+    """One compiled program for each set of shapes; blocks so small that there are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocked, "QUERIES", 4)
+        patch.setattr(blocked, "KEYS", 2)
+        function = functools.partial(attention, implementation=request.param)
+        names = ["scale", "is_causal", "soft_cap", "dropout_rate", "precision"]
+        yield jax.jit(function, static_argnames=names)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -36,13 +47,13 @@ def by_loop(query, key, value, bias, mask, scale) -> np.ndarray:
     return y
 
 
-def test_by_hand():
+def test_by_hand(attend):
     query = jnp.array([0.0, 1.0]).reshape(1, 2, 1, 1)
     key = jnp.log(jnp.array([1.0, 3.0])).reshape(1, 2, 1, 1)
     value = jnp.array([4.0, 8.0]).reshape(1, 2, 1, 1)
 
     def of(*args, **options):
-        return attention(query, key, value, *args, **options).ravel().tolist()
+        return attend(query, key, value, *args, **options).ravel().tolist()
 
     # exp(q k) is 1, 1 for the first query and 1, 3 for the second.
     assert of() == pytest.approx([6, 7])
@@ -52,7 +63,7 @@ def test_by_hand():
     assert of(None, jnp.array([[True, False], [False, True]])) == pytest.approx([4, 8])
 
 
-def test_against_a_loop():
+def test_against_a_loop(attend):
     query, key, value = tokens(n=4, m=2)
     bias, mask = normal(3, 2, 4, 4, 5), normal(4, 2, 4, 4, 5) > -1
     mask[..., 0] = True
@@ -61,7 +72,7 @@ def test_against_a_loop():
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_against_jax():
+def test_against_jax(attend):
     query, key, value = tokens(n=4, m=2, v=3)
     mask = np.random.default_rng(3).random((2, 1, 4, 5)) > 0.3
     mask[..., 0] = True
@@ -74,7 +85,7 @@ def test_against_jax():
             np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_causal_with_fewer_and_with_more_queries_than_keys():
+def test_causal_with_fewer_and_with_more_queries_than_keys(attend):
     for t, s in ((2, 5), (5, 2)):
         query, key, value = tokens(t=t, s=s)
         y = attend(query, key, value, is_causal=True)
@@ -84,7 +95,7 @@ def test_causal_with_fewer_and_with_more_queries_than_keys():
             np.testing.assert_allclose(y[:, i : i + 1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_grouped_heads_are_repeated_keys():
+def test_grouped_heads_are_repeated_keys(attend):
     query, key, value = tokens(n=6, m=2)
     bias = normal(3, 6, 1, 1)
     repeated = attend(query, key.repeat(3, axis=2), value.repeat(3, axis=2), bias)
@@ -96,7 +107,7 @@ def test_grouped_heads_are_repeated_keys():
 @hypothesis.given(
     order=st.permutations(range(5)), shift=st.floats(-1e3, 1e3, width=32), seed=st.integers(0, 99)
 )
-def test_order_of_keys_and_shift_of_logits_do_not_matter(order, shift, seed):
+def test_order_of_keys_and_shift_of_logits_do_not_matter(attend, order, shift, seed):
     query, key, value = normal(seed, 2, 4, 2, 3), *tokens()[1:]
     bias = normal(seed + 1, 2, 2, 4, 5)
     y = attend(query, key, value, bias)
@@ -107,7 +118,7 @@ def test_order_of_keys_and_shift_of_logits_do_not_matter(order, shift, seed):
     np.testing.assert_allclose(shifted, y, rtol=1e-2, atol=1e-3)
 
 
-def test_a_mask_and_a_bias_of_minus_infinity_remove_a_key():
+def test_a_mask_and_a_bias_of_minus_infinity_remove_a_key(attend):
     query, key, value = tokens()
     kept = np.array([0, 1, 3, 4])
     without = attend(query, key[:, kept], value[:, kept])
@@ -118,7 +129,7 @@ def test_a_mask_and_a_bias_of_minus_infinity_remove_a_key():
     np.testing.assert_allclose(attend(query, loud, value, bias), without, rtol=1e-5)
 
 
-def test_a_query_that_may_look_nowhere_gives_zeros_and_finite_gradients():
+def test_a_query_that_may_look_nowhere_gives_zeros_and_finite_gradients(attend):
     query, key, value = tokens()
     mask = np.ones((4, 5), bool)
     mask[1] = False
@@ -127,7 +138,7 @@ def test_a_query_that_may_look_nowhere_gives_zeros_and_finite_gradients():
 
     @jax.jit
     def run(query, key, value, bias):
-        y = attention(query, key, value, bias, mask)
+        y = attend(query, key, value, bias, mask)
         return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
 
     gradients, y = jax.grad(run, argnums=(0, 1, 2, 3), has_aux=True)(query, key, value, bias)
@@ -142,19 +153,19 @@ def test_a_query_that_may_look_nowhere_gives_zeros_and_finite_gradients():
 
 
 @pytest.mark.parametrize("size", [1e4, 3e4])
-def test_large_logits_pick_one_key(size):
+def test_large_logits_pick_one_key(attend, size):
     key = np.eye(5, dtype=np.float32)[None, :, None]
     query, value = size * key[:, ::-1], normal(2, 1, 5, 1, 4)
 
     def run(query, key, value):
-        return attention(query, key, value, scale=1.0)
+        return attend(query, key, value, scale=1.0)
 
-    y, pullback = jax.vjp(jax.jit(run), query, key, value)
+    y, pullback = jax.vjp(run, query, key, value)
     np.testing.assert_array_equal(y, value[:, ::-1])
     assert all(np.isfinite(g).all() for g in pullback(jnp.ones_like(y)))
 
 
-def test_nan_is_not_hidden():
+def test_nan_is_not_hidden(attend):
     query, key, value = (np.array(a) for a in tokens())
     query[0, 1, 0, 0] = np.nan
     y = attend(query, key, value)
@@ -164,37 +175,37 @@ def test_nan_is_not_hidden():
     assert np.isfinite(masked).all()
 
 
-def test_against_finite_differences():
+def test_against_finite_differences(attend):
     args = (*tokens(t=2, s=3, n=2, m=1, k=2, v=2, b=1), normal(3, 2, 2, 3))
-    check_grads(jax.jit(attention), args, order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
+    check_grads(attend, args, order=1, modes=["rev"], atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_long_sums_do_not_stall(dtype):
+def test_long_sums_do_not_stall(attend, dtype):
     ones = jnp.ones((1, 4096, 1, 1), dtype)
-    y = attention(ones[:, :2], ones, ones)
+    y = attend(ones[:, :2], ones, ones)
     assert y.dtype == dtype
     np.testing.assert_allclose(y.astype(jnp.float32), 1, rtol=1e-2)
     # Products over 4096 channels: 4096 for one key and 4088 for the other, a difference of 8.
     query, value = jnp.ones((1, 1, 1, 4096), dtype), jnp.array([1, -1], dtype).reshape(1, 2, 1, 1)
     key = jnp.ones((1, 2, 1, 4096), dtype).at[0, 1, 0, :8].set(0)
-    y = attention(query, key, value, scale=1.0)
+    y = attend(query, key, value, scale=1.0)
     assert float(y[0, 0, 0, 0]) == pytest.approx(np.tanh(4), rel=1e-2)
 
 
-def test_bias_may_be_wider_than_the_tokens():
+def test_bias_may_be_wider_than_the_tokens(attend):
     query, key, value = (jnp.asarray(a, jnp.bfloat16) for a in tokens())
-    y = attention(query, key, value, jnp.zeros((4, 5)))
+    y = attend(query, key, value, jnp.zeros((4, 5)))
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(y, attention(query, key, value))
+    np.testing.assert_array_equal(y, attend(query, key, value))
 
 
-def test_transforms(stands_every_transform):
+def test_transforms(attend, stands_every_transform):
     bias = normal(3, 2, 4, 4)
 
     def f(x, w, bias):
         query, key, value = jnp.moveaxis(x @ w, -1, 0)
-        return attention(query, key, value, bias, is_causal=True)
+        return attend(query, key, value, bias, is_causal=True)
 
     stands_every_transform(f, normal(0, 8, 4, 2, 3, 1), normal(1, 1, 3), bias)
 

@@ -10,9 +10,6 @@ from biojax.typing import Array
 
 __all__ = ["Block", "Inputs", "Plan", "plan_of"]
 
-# Scores of a block: in cache on a CPU, with what is made of them, and worth a step of a loop.
-QUERIES, KEYS = 512, 1024
-
 
 class Inputs(NamedTuple):
     """The arrays of a call, named as in the package; the random key as its data."""
@@ -47,14 +44,14 @@ class Plan(NamedTuple):
     keys: tuple[int, int]
 
 
-def plan_of(inputs: Inputs) -> Plan:
-    """Blocks of one size, the last of which may reach beyond the end."""
+def plan_of(inputs: Inputs, queries: int, keys: int) -> Plan:
+    """Blocks of at most so many, of one size; the last may reach beyond the end."""
     b, t, n, _ = inputs.query.shape
     s, m = inputs.key.shape[1:3]
-    count, size = _cut(s, KEYS)
+    count, size = _cut(s, keys)
     if inputs.dropout_key is not None:
         size = -(-size // CHUNK) * CHUNK
-    return Plan(b, m, n // m, t, s, _cut(t, QUERIES), (count, size))
+    return Plan(b, m, n // m, t, s, _cut(t, queries), (count, size))
 
 
 def _cut(n: int, largest: int) -> tuple[int, int]:
@@ -63,21 +60,36 @@ def _cut(n: int, largest: int) -> tuple[int, int]:
 
 
 class Block(NamedTuple):
-    """Queries i of one head against keys j.
+    """Some queries of one head against some keys.
 
     Args:
       options, inputs, plan: of the call; bias and mask with four axes, and in whole blocks.
-      image, head: of the queries.
-      i, j: numbers of the blocks.
+      r: number of the head of keys, of all images.
+      at: number of the block of queries, of all heads that share these keys.
+      j: number of the block of keys.
     """
 
     options: Options
     inputs: Inputs
     plan: Plan
-    image: Array
-    head: Array
-    i: Array
+    r: Array
+    at: Array
     j: Array | int = 0
+
+    @property
+    def image(self) -> Array:
+        """The number of the image."""
+        return self.r // self.plan.m
+
+    @property
+    def head(self) -> Array:
+        """The number of the queries' head in its image."""
+        return self.r % self.plan.m * self.plan.g + self.at // self.plan.queries[0]
+
+    @property
+    def i(self) -> Array:
+        """The number of the block of queries in its head."""
+        return self.at % self.plan.queries[0]
 
     def key_blocks(self) -> Array | int:
         """How many of the blocks of keys these queries see anything of."""
@@ -93,7 +105,7 @@ class Block(NamedTuple):
 
     def logits(self, products: Array) -> Array:
         """Of products <key, query>: what the softmax is taken of, minus infinity where unseen."""
-        x, cap = self.options.scale * products, self.options.soft_cap
+        x, cap = self._scaled(products), self.options.soft_cap
         if cap is not None:
             x = cap * jnp.tanh(x / cap)
         if self.inputs.bias is not None:
@@ -106,7 +118,7 @@ class Block(NamedTuple):
         scale, cap = self.options.scale, self.options.soft_cap
         if cap is None:
             return scale
-        return scale * (1 - jnp.square(jnp.tanh(scale * products / cap)))
+        return scale * (1 - jnp.square(jnp.tanh(self._scaled(products) / cap)))
 
     def dropped(self, weights: Array) -> Array:
         """The weights, some of them dropped and the others larger."""
@@ -124,6 +136,10 @@ class Block(NamedTuple):
         summed = [axis for axis in (0, 1) if part.shape[axis] == 1]
         part = part + dx.T.sum(axis=summed, keepdims=True)
         return lax.dynamic_update_slice(dbias, part[None, None], self._start(dbias))
+
+    def _scaled(self, products: Array) -> Array:
+        scale = self.options.scale
+        return products if scale == 1 else scale * products
 
     def _rows(self) -> Array:
         return self.i * self.plan.queries[1] + jnp.arange(self.plan.queries[1])

@@ -11,24 +11,33 @@ rows, which the compiler computes in vectors on a CPU, where along a row it goes
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.attention.block import Block, Inputs, Plan, plan_of
-from biojax.kernels.attention.scores import Options
+from biojax.kernels.attention.scores import Options, exp, largest_norm
 from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator, platform
 from biojax.typing import Array, Dtype
 
 __all__ = ["attention", "backward", "forward"]
 
+# Scores of a block: worth a step of a loop, and in cache on a CPU, with what is made of them.
+QUERIES = KEYS = 1024
+# Logits whose exponentials float32 holds, and the sum of many.
+SMALL = 60.0
+
 
 def attention(*args) -> tuple[Array, Array]:
     """The arrays of `Inputs`, then `Options`; to y (b, t, n, v) and the log-sum-exp (b, t, n)."""
-    return _attention(args[-1], Inputs(*args[:-1]))
+    inputs = Inputs(*args[:-1])
+    # Inside of `shard_map` gradients are of the type of what they are gradients of.
+    query, key, value, bias = _varying(inputs[:4], inputs)
+    inputs = inputs._replace(query=query, key=key, value=value, bias=bias)
+    return _attention(args[-1], inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -50,161 +59,174 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
     """The result (b, t, n, v) of query's dtype, and the log-sum-exp of the logits (b, t, n)."""
-    plan, wide = plan_of(inputs), accumulator(inputs.query.dtype)
-    arrays = _in_blocks(inputs, plan)
+    plan, wide = plan_of(inputs, QUERIES, KEYS), accumulator(inputs.query.dtype)
+    arrays, options, _ = _in_blocks(inputs, plan, options)
     across, product = _products(arrays.query.dtype, wide, options)
 
-    def one(_, image: Array, head: Array):
-        q = _head(arrays.query, image, head, plan.g, plan.queries)
-        k, v = (_head(x, image, head, 1, plan.keys)[0] for x in arrays[1:3])
-        v = v.swapaxes(1, 2)
+    def heads(first: Array | int, q: Array, k: Array, v: Array, small: bool):
+        v = v.swapaxes(-2, -1)
 
-        def queries(at):
-            group, i = at // plan.queries[0], at % plan.queries[0]
-            block = Block(options, arrays, plan, image, head * plan.g + group, i)
+        def queries(at: Array) -> tuple[Array, Array]:
+            r, i = at // q.shape[1], at % q.shape[1]
+            block = Block(options, arrays, plan, first + r, i)
 
-            def step(j, state):
-                m, total, y = state
+            def step(j: Array, state: tuple) -> tuple:
                 here = block._replace(j=j)
-                x = here.logits(across(k[j], q[group, i]))
-                peak = jnp.maximum(m, x.max(axis=0))
+                x = here.logits(across(k[r, j], q[r, i]))
+                if small:
+                    p, total, y = exp(x), *state
+                    return total + p.sum(axis=0), y + product(v[r, j], here.dropped(p))
+                total, y, peak = state
+                highest = jnp.maximum(peak, x.max(axis=0))
                 # Where nothing was seen yet, minus infinity less itself is not a number.
-                shift = jnp.where(peak == -jnp.inf, 0.0, peak)
-                p, before = jnp.exp(x - shift), jnp.exp(m - shift)
-                total = total * before + p.sum(axis=0)
-                return peak, total, y * before + product(v[j], here.dropped(p))
+                shift = jnp.where(highest == -jnp.inf, 0.0, highest)
+                p, before = exp(x - shift), jnp.exp(peak - shift)
+                y = y * before + product(v[r, j], here.dropped(p))
+                return total * before + p.sum(axis=0), y, highest
 
             size = plan.queries[1]
-            start = jnp.full(size, -jnp.inf, wide), jnp.zeros(size, wide)
-            start = _varying((*start, jnp.zeros((v.shape[1], size), wide)), inputs)
-            m, total, y = lax.fori_loop(0, block.key_blocks(), step, start)
-            return (y / jnp.where(total > 0, total, 1.0)).T.astype(q.dtype), m + jnp.log(total)
+            state = jnp.zeros(size, wide), jnp.zeros((v.shape[2], size), wide)
+            state += () if small else (jnp.full(size, -jnp.inf, wide),)
+            state = _varying(state, inputs)
+            total, y, *peak = lax.fori_loop(0, block.key_blocks(), step, state)
+            y = (y / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
+            return y, sum(peak, jnp.log(total))
 
-        return None, lax.map(queries, jnp.arange(plan.g * plan.queries[0]))
+        return lax.map(queries, jnp.arange(q.shape[0] * q.shape[1]))
 
-    _, (y, lse) = _over_heads(one, None, plan)
-    return _tokens(y, plan, plan.t).astype(inputs.query.dtype), _tokens(lse, plan, plan.t)
+    def walk(small: bool, *arrays: Array) -> tuple[Array, Array]:
+        return _over_heads(functools.partial(heads, small=small), plan, True, *arrays)
+
+    # Where no exponential can overflow, nor all of a row's vanish, nothing is taken off.
+    ways = functools.partial(walk, True), functools.partial(walk, False)
+    y, lse = lax.cond(_bound(arrays, options.scale) < SMALL, *ways, *arrays[:3])
+    n = plan.m * plan.g
+    y = _tokens(y.swapaxes(-2, -1), plan, n, plan.t).astype(inputs.query.dtype)
+    return y, _tokens(lse[..., None], plan, n, plan.t)[..., 0]
 
 
 def backward(
     options: Options, inputs: Inputs, y: Array, lse: Array, dy: Array, dlse: Array
 ) -> Inputs:
     """The gradients of the inputs, from those of both results."""
-    plan, wide = plan_of(inputs), accumulator(inputs.query.dtype)
-    arrays = _in_blocks(inputs, plan)
+    plan, wide = plan_of(inputs, QUERIES // 2, KEYS), accumulator(inputs.query.dtype)
+    arrays, options, scale = _in_blocks(inputs, plan, options)
+    across, product = _products(arrays.query.dtype, wide, options)
     # The part of a logit's gradient that all of its row have in common.
     common = dlse - (dy.astype(wide) * y.astype(wide)).sum(axis=-1)
     # A row that saw nothing weighs nothing: exp(logit - infinity).
-    lse = _whole(jnp.where(lse == -jnp.inf, jnp.inf, lse)[..., None], {1: plan.queries}, jnp.inf)
-    rows = jnp.concatenate([lse, _whole(common[..., None], {1: plan.queries})], axis=-1)
-    dy = _whole(dy.astype(arrays.query.dtype), {1: plan.queries})
-    across, product = _products(arrays.query.dtype, wide, options)
+    lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)
+    kind = arrays.query.dtype
+    dbias = None if arrays.bias is None else _varying(jnp.zeros(arrays.bias.shape, wide), inputs)
 
-    def one(dbias: Array | None, image: Array, head: Array):
-        q, dy_head, row = (
-            _head(x, image, head, plan.g, plan.queries) for x in (arrays.query, dy, rows)
-        )
-        k, v = (_head(x, image, head, 1, plan.keys)[0] for x in arrays[1:3])
-        k_t = k.swapaxes(1, 2)
+    def heads(first: Array | int, q: Array, k: Array, v: Array, dy: Array, lse, common):
+        k_t = k.swapaxes(-2, -1)
 
-        def queries(sums, at):
-            group, i = at // plan.queries[0], at % plan.queries[0]
-            block = Block(options, arrays, plan, image, head * plan.g + group, i)
-            q_i, dy_i = q[group, i], dy_head[group, i]
-            lse_i, common_i = row[group, i, :, 0], row[group, i, :, 1]
+        def queries(sums: tuple, at: Array) -> tuple[tuple, Array]:
+            r, i = at // q.shape[1], at % q.shape[1]
+            block = Block(options, arrays, plan, first + r, i)
 
-            def step(j, state):
+            def step(j: Array, state: tuple) -> tuple:
                 dq, dk, dv, dbias = state
                 here = block._replace(j=j)
-                products = across(k[j], q_i)
-                p = jnp.exp(here.logits(products) - lse_i)
-                dx = p * (here.dropped(across(v[j], dy_i)) + common_i)
+                products = across(k[r, j], q[r, i])
+                p = exp(here.logits(products) - lse[r, i, :, 0])
+                dx = p * (here.dropped(across(v[r, j], dy[r, i])) + common[r, i, :, 0])
                 ds = dx * here.slope(products)
-                dv = dv.at[j].add(product(here.dropped(p), dy_i))
-                dk = dk.at[j].add(product(ds, q_i))
+                dv = dv.at[r, j].add(product(here.dropped(p), dy[r, i]))
+                dk = dk.at[r, j].add(product(ds, q[r, i]))
                 dbias = None if dbias is None else here.add_bias(dbias, dx)
-                return dq + product(k_t[j], ds), dk, dv, dbias
+                return dq + product(k_t[r, j], ds), dk, dv, dbias
 
             dq = _varying(jnp.zeros((q.shape[-1], plan.queries[1]), wide), inputs)
-            dq, *sums = lax.fori_loop(0, block.key_blocks(), step, (dq, *sums))
-            return tuple(sums), dq.T.astype(q.dtype)
+            dq, *rest = lax.fori_loop(0, block.key_blocks(), step, (dq, *sums))
+            return tuple(rest), (scale * dq).astype(kind)
 
         sums = _varying((jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)), inputs)
-        blocks = jnp.arange(plan.g * plan.queries[0])
-        (dk, dv, dbias), dq = lax.scan(queries, (*sums, dbias), blocks)
-        return dbias, (dq, dk.astype(k.dtype), dv.astype(v.dtype))
+        (dk, dv, *rest), dq = lax.scan(queries, (*sums, dbias), jnp.arange(q.shape[0] * q.shape[1]))
+        return dq, dk.astype(kind), dv.astype(kind), *rest
 
-    dbias = arrays.bias
-    if dbias is not None:
-        dbias = _varying(jnp.zeros(dbias.shape, wide), inputs)
-    dbias, (dq, dk, dv) = _over_heads(one, dbias, plan)
-    kind, keys = inputs.query.dtype, plan._replace(g=1)
-    dq = _tokens(dq, plan, plan.t).astype(kind)
-    dk, dv = (_tokens(x, keys, plan.s).astype(kind) for x in (dk, dv))
+    rows = (
+        _heads(dy.astype(kind), plan, plan.queries),
+        _heads(lse[..., None], plan, plan.queries, jnp.inf),
+        _heads(common[..., None], plan, plan.queries),
+    )
+    dq, dk, dv, dbias = _over_heads(heads, plan, dbias is None, *arrays[:3], *rows)
+    kind = inputs.query.dtype
+    dq = _tokens(dq.swapaxes(-2, -1), plan, plan.m * plan.g, plan.t).astype(kind)
+    dk, dv = (_tokens(x, plan, plan.m, plan.s).astype(kind) for x in (dk, dv))
     if inputs.bias is not None:
         inside = tuple(slice(n) for n in _four(inputs.bias).shape)
         dbias = dbias[inside].reshape(inputs.bias.shape).astype(inputs.bias.dtype)
     return Inputs(dq, dk, dv, dbias)
 
 
-def _in_blocks(inputs: Inputs, plan: Plan) -> Inputs:
-    """The arrays in whole blocks, bias and mask with four axes.
+def _bound(arrays: Inputs, scale: float) -> Array:
+    """No logit is farther from 0, but for those at minus infinity: |<q, k>| <= |q| |k|."""
+    bound = scale * largest_norm(arrays.query) * largest_norm(arrays.key)
+    if arrays.bias is None:
+        return bound
+    return bound + largest_norm(jnp.where(arrays.bias == -jnp.inf, 0, arrays.bias)[..., None])
 
-    On a CPU 16 bits are widened: XLA would widen all of them at every step of a loop.
+
+def _in_blocks(inputs: Inputs, plan: Plan, options: Options) -> tuple[Inputs, Options, float]:
+    """The arrays in blocks of heads, bias and mask with four axes; options; what scaled the query.
+
+    On a CPU 16 bits are widened: XLA would widen all of them at every step of a loop. Queries of
+    32 bits or more are scaled in place of all their scores.
     """
-    kind = inputs.query.dtype
-    kind = accumulator(kind) if platform() == "cpu" else kind
     query, key, value, bias, mask = inputs[:5]
-    cuts = {2: plan.queries, 3: plan.keys}
-    return inputs._replace(
-        query=_whole(query.astype(kind), {1: plan.queries}),
-        key=_whole(key.astype(kind), {1: plan.keys}),
-        value=_whole(value.astype(kind), {1: plan.keys}),
-        bias=None if bias is None else _whole(_four(bias), cuts),
-        mask=None if mask is None else _whole(_four(mask), cuts),
+    wide, scale = accumulator(query.dtype), 1.0
+    kind = wide if platform() == "cpu" else query.dtype
+    query = query.astype(kind)
+    if kind == wide:
+        query, scale, options = query * options.scale, options.scale, options._replace(scale=1.0)
+    arrays = inputs._replace(
+        query=_heads(query, plan, plan.queries),
+        key=_heads(key.astype(kind), plan, plan.keys),
+        value=_heads(value.astype(kind), plan, plan.keys),
+        bias=None if bias is None else _whole(bias, plan),
+        mask=None if mask is None else _whole(mask, plan),
     )
+    return arrays, options, scale
 
 
 def _four(array: Array) -> Array:
     return array.reshape((1,) * (4 - array.ndim) + array.shape)
 
 
-def _whole(array: Array, cuts: Mapping[int, tuple[int, int]], value: float = 0.0) -> Array:
-    """Padded behind along these axes to count * size; axes of length 1 stay, to broadcast."""
-    widths = [(0, 0)] * array.ndim
-    for axis, (count, size) in cuts.items():
-        if array.ndim < 4 or array.shape[axis] > 1 or axis == 1:
-            widths[axis] = (0, count * size - array.shape[axis])
-    return jnp.pad(array, widths, constant_values=value) if any(map(any, widths)) else array
+def _whole(array: Array, plan: Plan) -> Array:
+    """A bias or mask with four axes, those of queries and keys in whole blocks, or of length 1."""
+    array = _four(array)
+    lengths = zip(array.shape[2:], (plan.queries, plan.keys), strict=True)
+    widths = [(0, 0 if n == 1 else count * size - n) for n, (count, size) in lengths]
+    return jnp.pad(array, [(0, 0), (0, 0), *widths])
 
 
-def _head(x: Array, image: Array, head: Array, count: int, cut: tuple[int, int]) -> Array:
-    """Heads head * count and following of one image: (b, t, n, c) to (count, blocks, size, c)."""
-    sizes = (1, x.shape[1], count, x.shape[3])
-    heads = lax.dynamic_slice(x, (image, 0, head * count, 0), sizes)
-    return heads[0].swapaxes(0, 1).reshape(count, *cut, x.shape[3])
+def _heads(x: Array, plan: Plan, cut: tuple[int, int], value: float = 0.0) -> Array:
+    """(b, t, m * g, c) to (b * m, g * blocks, size, c), with `value` where tokens are missing."""
+    count, size = cut
+    widths = [(0, 0), (0, count * size - x.shape[1]), (0, 0), (0, 0)]
+    x = jnp.pad(x, widths, constant_values=value)
+    return x.swapaxes(1, 2).reshape(plan.b * plan.m, -1, size, x.shape[3])
 
 
-def _tokens(x: Array, plan: Plan, t: int) -> Array:
-    """(b * m, g * blocks, size, ...) to (b, t, m * g, ...)."""
-    x = x.reshape(plan.b, plan.m * plan.g, -1, *x.shape[3:])
-    return x.swapaxes(1, 2)[:, :t]
+def _tokens(x: Array, plan: Plan, n: int, t: int) -> Array:
+    """Blocks (..., size, c) of all n heads to (b, t, n, c)."""
+    return x.reshape(plan.b, n, -1, x.shape[-1]).swapaxes(1, 2)[:, :t]
 
 
-def _over_heads(one: Callable, dbias: Array | None, plan: Plan) -> tuple:
-    """one(dbias, image, head) for every head of keys, its results stacked.
+def _over_heads(heads: Callable, plan: Plan, together: bool, *arrays: Array) -> tuple:
+    """What heads(first, *arrays) gives, where `first` is the number of the first head of keys.
 
-    One after the other on a CPU, where a block of one head fills the cores, and where all of them
-    add to one array.
+    On a CPU, where a block of one head fills the cores, it walks over all; else all walk at once.
     """
-
-    def step(dbias, at):
-        return one(dbias, at // plan.m, at % plan.m)
-
-    heads = jnp.arange(plan.b * plan.m)
-    if platform() == "cpu" or dbias is not None:
-        return lax.scan(step, dbias, heads)
-    return None, jax.vmap(lambda at: step(None, at)[1])(heads)
+    if platform() == "cpu" or not together:
+        return heads(0, *arrays)
+    numbers = jnp.arange(plan.b * plan.m)
+    return jax.vmap(lambda first, *of_one: heads(first, *(x[None] for x in of_one)))(
+        numbers, *arrays
+    )
 
 
 def _products(kind: Dtype, wide: Dtype, options: Options) -> tuple[Callable, Callable]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, ShapeError
-from biojax.kernels.attention import blocked, xla
+from biojax.kernels.attention import blocked, cudnn, pallas, xla
 from biojax.kernels.attention.checks import check_lengths, check_tokens
 from biojax.kernels.attention.scores import Options
 from biojax.kernels.dispatch import platform, select
@@ -55,7 +55,9 @@ def attention(
         and by "blocked".
       precision: passed to both products, as in `jax.lax`.
       implementation: "blocked", whose memory is linear in t + s; "xla", which holds all t * s
-        scores and can be differentiated again; or None to choose.
+        scores and can be differentiated again; "cudnn", for 16 bits on NVIDIA's GPUs; "pallas",
+        JAX's splash kernel on TPU, inside of `jax.shard_map` where there are several; or None to
+        choose one of the first two.
 
     Returns:
       (b, t, n, v), of query's dtype. A query that may look nowhere gives zeros.
@@ -63,6 +65,7 @@ def attention(
     Raises:
       ShapeError: the arrays do not fit together.
       ConfigError: dropout_rate is not in [0, 1), or soft_cap is not positive.
+      UnsupportedError: the named implementation cannot do it here.
 
     The softmax is computed in at least float32.
     Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.1; grouped
@@ -114,7 +117,7 @@ def attention_and_lse(
       query that may look nowhere.
 
     Raises:
-      ShapeError, ConfigError: see `attention`.
+      ShapeError, ConfigError, UnsupportedError: see `attention`.
 
     >>> q = k = v = jnp.zeros((1, 3, 1, 4))
     >>> attention_and_lse(q, k, v)[1][0, 0] == jnp.log(3)
@@ -144,29 +147,35 @@ def _attend(
 ) -> tuple[Array, Array]:
     check_tokens(where, query, key, value)
     _check_scores(where, query, key, bias, mask)
-    for name, lengths in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
-        if lengths is not None:
-            check_lengths(where, name, lengths, query.shape[0])
+    lengths = []
+    for name, given in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
+        lengths.append(None if given is None else jnp.asarray(given))
+        if given is not None:
+            check_lengths(where, name, lengths[-1], query.shape[0])
     _check_options(where, options)
     if dropout_key is None or options.dropout_rate == 0:
         dropout_key, options = None, options._replace(dropout_rate=0.0)
     else:
         dropout_key = jax.random.key_data(dropout_key)
-    implementations = {"xla": xla.attention, "blocked": blocked.attention}
+    implementations = {
+        "xla": xla.attention,
+        "blocked": blocked.attention,
+        "cudnn": cudnn.attention,
+        "pallas": pallas.attention,
+    }
     run = select(where, implementations, implementation, lambda: _rule(query, key))
-    lengths = query_lengths, key_lengths
     return run(query, key, value, bias, mask, *lengths, dropout_key, options)
 
 
 def _rule(query: Array, key: Array) -> tuple[str, str]:
-    t, s = query.shape[1], key.shape[1]
-    if t * s <= SMALL:
-        return "xla", f"{t} x {s} scores of a head"
-    return "blocked", f"{t} x {s} scores of a head, on {platform()}"
-
-
-# Scores of a head up to which all of them are held at once.
-SMALL = 256 * 256
+    """Measured on a CPU; elsewhere all scores are held as long as they are few."""
+    b, t, n, _ = query.shape
+    s = key.shape[1]
+    if platform() == "cpu":
+        few = t * s <= 256 * 256
+        return ("xla" if few else "blocked"), f"{t} x {s} scores of a head, on CPU"
+    few = b * n * t * s <= 2**26
+    return ("xla" if few else "blocked"), f"{b} x {n} x {t} x {s} scores"
 
 
 def _check_scores(

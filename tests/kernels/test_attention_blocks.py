@@ -1,0 +1,132 @@
+"""Attention in blocks: as with all scores at once, whatever the options, in little memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from biojax.kernels import attention, attention_and_lse
+from biojax.kernels.attention import blocked
+from biojax.kernels.attention.scores import exp, largest_norm
+
+T, S = 40, 61
+rng = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+QUERY, KEY, VALUE = normal(2, T, 4, 8), normal(2, S, 2, 8), normal(2, S, 2, 6)
+SOME = rng.random((1, 4, T, 1)) > 0.2
+CASES = {
+    "none": (None, None, {}),
+    "dense bias": (normal(4, T, S), None, {}),
+    "bias of keys": (normal(2, 1, 1, S), SOME, {"scale": 3.0}),
+    "bias of minus infinity": (np.where(normal(T, S) > 0.3, -np.inf, 0), None, {"scale": 30.0}),
+    "far from zero": (normal(T, 1) + 70, rng.random((2, 1, T, S)) > 0.5, {"soft_cap": 2.0}),
+    "causal": (None, None, {"is_causal": True}),
+    "lengths": (
+        None,
+        SOME,
+        {"query_lengths": np.array([T // 2, T]), "key_lengths": np.array([S - 3, 1])},
+    ),
+    "dropout": (
+        normal(4, 1, 1),
+        None,
+        {
+            "is_causal": True,
+            "key_lengths": [S, 3],
+            "dropout_rate": 0.3,
+            "dropout_key": jax.random.key(3),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_as_with_all_scores_at_once(case, monkeypatch, quickly):
+    monkeypatch.setattr(blocked, "QUERIES", 24)
+    monkeypatch.setattr(blocked, "KEYS", 24)
+    bias, mask, options = CASES[case]
+
+    def run(implementation):
+        def total(query, key, value, bias):
+            y, lse = attention_and_lse(
+                query, key, value, bias, mask, **options, implementation=implementation
+            )
+            weighted = [
+                x * jnp.cos(jnp.arange(x.size).reshape(x.shape))
+                for x in (y, jnp.where(jnp.isfinite(lse), lse, 0))
+            ]
+            return sum(x.sum() for x in weighted), (y, lse)
+
+        arrays = QUERY, KEY, VALUE, bias
+        of = range(4 if bias is not None else 3)
+        step = jax.value_and_grad(total, tuple(of), has_aux=True)
+        (_, results), gradients = jax.jit(step, compiler_options=quickly)(*arrays)
+        return *results, *gradients
+
+    for got, want in zip(run("blocked"), run("xla"), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_allclose(
+            got, want, rtol=1e-4, atol=2e-5 * np.abs(want[want > -1e9]).max()
+        )
+
+
+def test_lengths_are_as_if_the_rest_were_cut_off():
+    lengths = np.array([30, 10]), np.array([50, 7])
+    y = attention(QUERY, KEY, VALUE, query_lengths=lengths[0], key_lengths=lengths[1])
+    for i, (t, s) in enumerate(zip(*lengths, strict=True)):
+        alone = attention(QUERY[i : i + 1, :t], KEY[i : i + 1, :s], VALUE[i : i + 1, :s])
+        np.testing.assert_allclose(y[i, :t], alone[0], rtol=1e-5, atol=1e-6)
+        assert not np.any(y[i, t:])
+
+
+def test_results_for_parts_of_the_keys_make_the_whole():
+    parts = [attention_and_lse(QUERY, KEY[:, at], VALUE[:, at]) for at in (slice(20), slice(20, S))]
+    weights = jax.nn.softmax(jnp.stack([lse for _, lse in parts]), axis=0)
+    y = sum(w[..., None] * y for w, (y, _) in zip(weights, parts, strict=True))
+    np.testing.assert_allclose(y, attention(QUERY, KEY, VALUE), rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_drops_that_share_and_keeps_the_mean():
+    n = 128
+    ones, key = np.ones((1, n, 1, n), np.float32), jax.random.key(0)
+    value = np.eye(n, dtype=np.float32)[None, :, None]  # so that the result is the weights
+    y = np.asarray(attention(0 * ones, ones, value, dropout_rate=0.25, dropout_key=key))
+    np.testing.assert_allclose(np.unique(y), [0, 1 / n / 0.75], rtol=1e-6)
+    assert np.mean(y == 0) == pytest.approx(0.25, abs=0.02)
+    again = attention(0 * ones, ones, value, dropout_rate=0.25, dropout_key=key)
+    np.testing.assert_array_equal(again, y)
+    np.testing.assert_allclose(attention(0 * ones, ones, value, dropout_rate=0.25), 1 / n)
+
+
+def test_soft_cap_caps():
+    query, key = np.full((1, 1, 1, 1), 1e3, np.float32), np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
+    y = attention(query, key.astype(np.float32), key.astype(np.float32), soft_cap=0.5)
+    assert float(y[0, 0, 0, 0]) == pytest.approx(np.tanh(0.5), rel=1e-5)
+
+
+def test_exponentials():
+    x = np.linspace(-80, 88, 20_001).astype(np.float32)
+    error = np.asarray(exp(x), np.float64) / np.exp(x.astype(np.float64)) - 1
+    assert np.abs(error).max() < 5e-6
+    assert np.abs(error[np.abs(x) < 1]).max() < 2.5e-7
+    few = exp(jnp.array([-jnp.inf, -1e30, -104.0, 0.0, jnp.nan]))
+    np.testing.assert_array_equal(few, [0, 0, 0, 1, np.nan])
+
+
+def test_one_bound_for_all_of_a_vmap():
+    x = normal(5, 3, 4)
+    want = np.linalg.norm(x, axis=-1).max()
+    np.testing.assert_allclose(jax.vmap(largest_norm)(x), np.full(5, want), rtol=1e-6)
+
+
+def test_memory_is_linear_in_the_tokens(memory):
+    """The scores of 16,384 tokens in 8 heads would take 8 GiB; bytes beside inputs and outputs."""
+    shapes = [[(1, t, 8, 64)] * 3 for t in (4096, 16_384)]
+    few, many = (memory(attention, *of_tokens) for of_tokens in shapes)
+    assert many[0] < 256 * 2**20
+    assert many[1] < 512 * 2**20
+    assert all(b < 4.5 * a for a, b in zip(few, many, strict=True))
