@@ -82,7 +82,12 @@ _LINEAR = _is(*(f"linear_scan/t{t}_c512" for t in (256, 4096, 65536)))
 _SELECTIVE = _is("selective_scan/t4096_c256_n16")
 
 _ATTENTION = _is("attention/t1024_n8", "attention/t1728_n8", "attention/t4096_n8")
-_WINDOWS = _is("window_attention/49_n3_k16", "window_attention/49_n3_k16_shifted")
+_WINDOWS = _is(
+    "window_attention/49_n3_k16",
+    "window_attention/49_n3_k16_shifted",
+    "window_attention_layer/48_c48_n3",
+    "window_attention_layer/48_c48_n3_shifted",
+)
 _NEIGHBORHOOD = _is("neighborhood_attention/48_n3_k16")
 
 

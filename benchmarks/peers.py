@@ -24,6 +24,7 @@ from benchmarks.aims import summary
 from benchmarks.contest import Contest, Result, hold
 from benchmarks.peer_kernels import kernel_contests
 from benchmarks.peer_models import model_contests
+from benchmarks.peer_modules import module_contests
 from benchmarks.ratios import draw_ratios
 from biojax.bench.machine import count_cores, describe_machine
 from biojax.bench.report import markdown, milliseconds, write_text
@@ -130,7 +131,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _select(pattern: str) -> list[Contest]:
-    contests = [*kernel_contests(), *model_contests()]
+    contests = [*kernel_contests(), *module_contests(), *model_contests()]
     names = [f"{contest.name}/{contest.mode}" for contest in contests]
     fitting = [
         contest

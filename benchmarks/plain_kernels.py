@@ -7,6 +7,7 @@ convolutional LSTM. `plainly` puts them in the place of ours in a whole model.
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -294,35 +295,32 @@ def _neighborhood_attention(query, key, value, *, kernel_size):
     return y.reshape(value.shape)
 
 
-def _window_attention(query, key, value, bias, *, window_size, shift=0):
-    """Windows as a batch. Rolled images get a number for each border, which are held equal."""
+def _window_attention(query, key, value, bias, *, window_size, shift=0, **_):
+    """Windows as a batch; of a rolled image the voxels of each border are told from the others."""
     sizes, rank = query.shape[1:-2], query.ndim - 3
+    window = per_axis("window_attention", "window_size", window_size, rank)
+    shifts = (shift,) * rank if isinstance(shift, int) else shift
+    grid = [size // w for size, w in zip(sizes, window, strict=True)]
+    axes, odd, last = range(1, rank + 1), range(2, 2 * rank + 1, 2), range(rank + 1, 2 * rank + 1)
 
     def cut(x):  # (b, *spatial, ...) to (b * windows, voxels of a window, ...)
-        x = jnp.roll(x, (-shift,) * rank, range(1, rank + 1))
-        pairs = [n for size in sizes for n in (size // window_size, window_size)]
-        x = x.reshape(x.shape[0], *pairs, *x.shape[rank + 1 :])
-        x = jnp.moveaxis(x, range(2, 2 * rank + 1, 2), range(rank + 1, 2 * rank + 1))
-        return x.reshape(-1, window_size**rank, *x.shape[2 * rank + 1 :])
+        x = jnp.roll(x, [-s for s in shifts], axes)
+        pairs = [n for pair in zip(grid, window, strict=True) for n in pair]
+        x = jnp.moveaxis(x.reshape(-1, *pairs, *x.shape[rank + 1 :]), odd, last)
+        return x.reshape(-1, math.prod(window), *x.shape[2 * rank + 1 :])
 
     def join(x):
-        grid = [size // window_size for size in sizes]
-        x = x.reshape(-1, *grid, *[window_size] * rank, *x.shape[2:])
-        x = jnp.moveaxis(x, range(rank + 1, 2 * rank + 1), range(2, 2 * rank + 1, 2))
-        x = x.reshape(x.shape[0], *sizes, *x.shape[2 * rank + 1 :])
-        return jnp.roll(x, (shift,) * rank, range(1, rank + 1))
+        x = jnp.moveaxis(x.reshape(-1, *grid, *window, *x.shape[2:]), last, odd)
+        return jnp.roll(x.reshape(-1, *sizes, *x.shape[2 * rank + 1 :]), shifts, axes)
 
     mask = None
-    if shift:
-        border = sum(
-            (jnp.arange(size) < shift).reshape(-1, *[1] * (rank - 1 - i)) * 2**i
-            for i, size in enumerate(sizes)
-        )
-        border = cut(border[None])
+    if any(shifts):
+        borders = (jnp.arange(n) < s for n, s in zip(sizes, shifts, strict=True))
+        border = functools.reduce(lambda a, b: 2 * a[..., None] + b, borders, jnp.zeros((1,), int))
+        border = cut(border)
         mask = border[:, None, :, None] == border[:, None, None, :]
-        mask = jnp.tile(mask, (query.shape[0], 1, 1, 1))
-    y = jax.nn.dot_product_attention(cut(query), cut(key), cut(value), bias[None], mask)
-    return join(y)
+        mask = jnp.tile(mask, (len(query), 1, 1, 1))
+    return join(jax.nn.dot_product_attention(cut(query), cut(key), cut(value), bias[None], mask))
 
 
 # The linear recurrences by `jax.lax.associative_scan`.
