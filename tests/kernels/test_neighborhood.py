@@ -237,8 +237,8 @@ def test_what_is_chosen():
         arrays = [jax.ShapeDtypeStruct((1, *sizes, 2, 4), jnp.float32)] * 3
         return explain(partial(neighborhood_attention, kernel_size=3), *arrays)[0].implementation
 
-    assert chosen(8, 8, 8) == "xla"
-    assert chosen(9, 8, 8) == "blocked"
+    assert chosen(4, 8, 8) == "xla"
+    assert chosen(5, 8, 8) == "blocked"
 
 
 Q, K, V = image(4, 5)

@@ -18,7 +18,7 @@ from biojax.typing import Array, IntOrTuple, Precision
 __all__ = ["neighborhood_attention"]
 
 # Of so many voxels all scores are few.
-FEW = 512
+FEW = 256
 
 
 def neighborhood_attention(
