@@ -1,9 +1,13 @@
 """Attention in blocks: as with all scores at once, whatever the options, in little memory."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from biojax.kernels import attention, attention_and_lse
 from biojax.kernels.attention import blocked
@@ -121,6 +125,26 @@ def test_one_bound_for_all_of_a_vmap():
     x = normal(5, 3, 4)
     want = np.linalg.norm(x, axis=-1).max()
     np.testing.assert_allclose(jax.vmap(largest_norm)(x), np.full(5, want), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P("a"), P(None, None, "a")])
+def test_spread_over_devices(kind, spec, mesh_of, monkeypatch, compiled):
+    """As accelerators walk over the heads, images and heads stay where they are."""
+    monkeypatch.setattr(blocked, "platform", lambda: "gpu")
+    arrays = [normal(8, 5, 8, 3) for _ in range(4)]
+
+    def both(query, key, value, dy):
+        y, pull = jax.vjp(functools.partial(attention, implementation="blocked"), query, key, value)
+        return y, *pull(dy)
+
+    want = both(*arrays)
+    with jax.set_mesh(mesh_of(8, kind=kind)):
+        spread = [jax.device_put(x, spec) for x in arrays]
+        got, collectives = compiled(both, *spread)
+    assert collectives <= {"all-reduce"}  # of one number, the bound of all logits
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_is_linear_in_the_tokens(memory):

@@ -127,7 +127,14 @@ def test_explain_says_what_and_why():
         (ssd, CALLS["ssd"], {}, "chunked", IN_CHUNKS),
         (mlstm, CALLS["mlstm"], {"reverse": True}, "chunked", IN_CHUNKS),
         (slstm, CALLS["slstm"], {}, "sequential", "the only one"),
-        (attention, (shaped(1, 4, 2, 8),) * 3, {"is_causal": True}, "xla", "the only one"),
+        (attention, (shaped(1, 256, 2, 8),) * 3, {}, "xla", "256 x 256 scores of a head, on CPU"),
+        (
+            attention,
+            (shaped(1, 257, 2, 8), *(shaped(1, 256, 2, 8),) * 2),
+            {"is_causal": True},
+            "blocked",
+            "257 x 256 scores of a head, on CPU",
+        ),
         (
             conv,
             (X3, shaped(11, 11, 11, 2, 4)),
@@ -216,8 +223,8 @@ def test_explain_records_nothing_outside_of_itself():
 
 @pytest.mark.parametrize("kernel", CALLS)
 def test_unknown_implementation(kernel):
-    with pytest.raises(ConfigError, match=f"^{kernel}: got implementation='cudnn'. Expected one"):
-        explain(getattr(kernels, kernel), *CALLS[kernel], implementation="cudnn")
+    with pytest.raises(ConfigError, match=f"^{kernel}: got implementation='cuda'. Expected one"):
+        explain(getattr(kernels, kernel), *CALLS[kernel], implementation="cuda")
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_arrays_without_gradient():
     row = tune(
         attention, *[jax.ShapeDtypeStruct((1, 4, 2, 8), jnp.float32)] * 3, None, mask, budget=0.0
     )
-    assert list(row.seconds) == ["xla"]
+    assert set(row.seconds) == {"xla", "blocked"}
 
 
 def test_several_outputs_and_options():

@@ -9,7 +9,7 @@ from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention.full import attention
-from biojax.kernels.conv.sharded import left_to_compiler
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, Precision
 
 __all__ = ["axial_attention"]

@@ -19,8 +19,8 @@ from jax import lax
 
 from biojax.kernels.attention.block import Block, Inputs, Plan, plan_of
 from biojax.kernels.attention.scores import Options, exp, largest_norm
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator, platform
+from biojax.kernels.meshes import varying
 from biojax.typing import Array, Dtype
 
 __all__ = ["attention", "backward", "forward"]
@@ -204,11 +204,11 @@ def _whole(array: Array, plan: Plan) -> Array:
 
 
 def _heads(x: Array, plan: Plan, cut: tuple[int, int], value: float = 0.0) -> Array:
-    """(b, t, m * g, c) to (b * m, g * blocks, size, c), with `value` where tokens are missing."""
+    """(b, t, m * g, c) to (b, m, g * blocks, size, c), with `value` where tokens are missing."""
     count, size = cut
     widths = [(0, 0), (0, count * size - x.shape[1]), (0, 0), (0, 0)]
     x = jnp.pad(x, widths, constant_values=value)
-    return x.swapaxes(1, 2).reshape(plan.b * plan.m, -1, size, x.shape[3])
+    return x.swapaxes(1, 2).reshape(plan.b, plan.m, -1, size, x.shape[3])
 
 
 def _tokens(x: Array, plan: Plan, n: int, t: int) -> Array:
@@ -222,11 +222,10 @@ def _over_heads(heads: Callable, plan: Plan, together: bool, *arrays: Array) -> 
     On a CPU, where a block of one head fills the cores, it walks over all; else all walk at once.
     """
     if platform() == "cpu" or not together:
-        return heads(0, *arrays)
-    numbers = jnp.arange(plan.b * plan.m)
-    return jax.vmap(lambda first, *of_one: heads(first, *(x[None] for x in of_one)))(
-        numbers, *arrays
-    )
+        return heads(0, *(x.reshape(-1, *x.shape[2:]) for x in arrays))
+    # Images and heads stay two axes, either of which may be spread over devices.
+    each = jax.vmap(jax.vmap(lambda first, *of_one: heads(first, *(x[None] for x in of_one))))
+    return each(jnp.arange(plan.b * plan.m).reshape(plan.b, plan.m), *arrays)
 
 
 def _products(kind: Dtype, wide: Dtype, options: Options) -> tuple[Callable, Callable]:

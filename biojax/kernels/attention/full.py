@@ -9,7 +9,8 @@ from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.attention import blocked, cudnn, pallas, xla
 from biojax.kernels.attention.checks import check_lengths, check_tokens
 from biojax.kernels.attention.scores import Options
-from biojax.kernels.dispatch import platform, select
+from biojax.kernels.dispatch import of_arrays, platform, select
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, Precision
 
 __all__ = ["attention", "attention_and_lse"]
@@ -164,7 +165,9 @@ def _attend(
         "pallas": pallas.attention,
     }
     run = select(where, implementations, implementation, lambda: _rule(query, key))
-    return run(query, key, value, bias, mask, *lengths, dropout_key, options)
+    args = query, key, value, bias, mask, *lengths, dropout_key, options
+    alone, arrays = of_arrays(run, args, {})
+    return left_to_compiler(alone, *arrays)
 
 
 def _rule(query: Array, key: Array) -> tuple[str, str]:

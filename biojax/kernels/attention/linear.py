@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 from biojax.kernels.attention.checks import check_tokens, seen_keys
 from biojax.kernels.dispatch import accumulator, select
+from biojax.kernels.meshes import split_as_input
 from biojax.kernels.scan.checks import check_chunk, of_states
 from biojax.kernels.scan.chunks import by_chunks
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.typing import Array, Precision
 
 __all__ = ["elu_plus_one", "linear_attention"]

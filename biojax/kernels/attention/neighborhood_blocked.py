@@ -20,8 +20,8 @@ from jax import lax
 
 from biojax.kernels.attention.neighborhood_tiles import Plan, plan_of
 from biojax.kernels.attention.neighbors import Axis
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator, platform
+from biojax.kernels.meshes import varying
 from biojax.typing import Array, Dtype, Precision
 
 __all__ = ["neighborhood_attention"]

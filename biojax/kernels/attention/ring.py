@@ -26,8 +26,8 @@ from biojax.kernels.attention import blocked
 from biojax.kernels.attention.checks import check_tokens, seen_keys
 from biojax.kernels.attention.scores import Options
 from biojax.kernels.attention.zigzag import from_zigzag, to_zigzag
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import varying
 from biojax.typing import Array, Precision
 
 __all__ = ["ring_attention"]

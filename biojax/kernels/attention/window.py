@@ -9,7 +9,8 @@ from biojax.errors import ShapeError
 from biojax.kernels.attention import window_blocked, window_xla
 from biojax.kernels.attention.windows import Settings
 from biojax.kernels.conv.geometry import per_axis
-from biojax.kernels.dispatch import accumulator, platform, select
+from biojax.kernels.dispatch import accumulator, of_arrays, platform, select
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, IntOrTuple, Precision
 
 __all__ = ["window_attention"]
@@ -85,7 +86,8 @@ def window_attention(
     run = select(
         "window_attention", _IMPLEMENTATIONS, implementation, lambda: _choose(query, window)
     )
-    return run(query, key, value, bias, settings)
+    alone, arrays = of_arrays(run, (query, key, value, bias, settings), {})
+    return left_to_compiler(alone, *arrays)
 
 
 def _choose(query: Array, window: tuple[int, ...]) -> tuple[str, str]:

@@ -18,8 +18,8 @@ from biojax.kernels.attention.windows import (
     logits,
     sides,
 )
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import varying
 from biojax.typing import Array
 
 __all__ = ["attention", "group_of"]

@@ -15,15 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, dilated
 from biojax.kernels.conv.sharded import (
     axes_of,
-    left_to_compiler,
     over_devices,
     window_of_outputs,
     window_of_pixels,
 )
+from biojax.kernels.meshes import left_to_compiler, varying
 from biojax.typing import Array
 
 __all__ = ["Maps", "adjoint", "conv_transpose", "convolve", "transposed", "weight_gradient"]

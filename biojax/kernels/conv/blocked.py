@@ -23,9 +23,10 @@ from jax import lax
 
 from biojax.kernels.conv import bilinear
 from biojax.kernels.conv.bilinear import adjoint
-from biojax.kernels.conv.blocks import Cut, map_blocks, plan, sum_blocks, varying
+from biojax.kernels.conv.blocks import Cut, map_blocks, plan, sum_blocks
 from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import varying
 from biojax.typing import Array
 
 __all__ = ["Method", "conv", "conv_transpose"]

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType
 
+from biojax.kernels.meshes import varying
 from biojax.typing import Array
 
-__all__ = ["Cut", "as_bits", "as_floats", "map_blocks", "plan", "sum_blocks", "varying"]
+__all__ = ["Cut", "as_bits", "as_floats", "map_blocks", "plan", "sum_blocks"]
 
 # What a block's intermediate arrays may take together: in cache with others, on the CPUs of today.
 BLOCK_BYTES = 8 * 2**20
@@ -212,20 +212,6 @@ def _read(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:
 def _zero_after(array: Array) -> Array:
     """Zero, which the compiler cannot know before the array is there."""
     return (jnp.abs(jnp.ravel(array)[:1].sum().astype(jnp.float32)) < -1).astype(jnp.int32)
-
-
-def varying(value: Array, *arrays: Array) -> Array:
-    """The same value, in the type of what is computed from the arrays too.
-
-    Inside of `shard_map` the type says over which devices a value varies, and the state of a loop
-    must begin with the type that it ends with. A choice that is never taken gives it at no cost.
-    """
-    if AxisType.Manual not in jax.sharding.get_abstract_mesh().axis_types:
-        return value
-    for array in arrays:
-        one = lax.stop_gradient(jnp.ravel(array)[:1].sum()).astype(value.dtype)
-        value = jnp.where(True, value, one)
-    return value
 
 
 def _window(x: Array, cuts: Sequence[Cut], i: Array | int) -> Array:

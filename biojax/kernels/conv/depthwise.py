@@ -19,9 +19,9 @@ from jax import lax
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv import blocked
 from biojax.kernels.conv.blocked import Method
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, out_size, pad
 from biojax.kernels.conv.winograd import combined, matrices, points
+from biojax.kernels.meshes import varying
 from biojax.typing import Array
 
 __all__ = ["conv", "fits", "method"]

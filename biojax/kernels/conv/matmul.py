@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.geometry import Geometry
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array
 
 __all__ = ["conv_transpose", "fits"]

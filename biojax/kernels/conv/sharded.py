@@ -18,9 +18,8 @@ the cache would mistake convolutions for each other that have the same shapes an
 padding, say.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ from jax.experimental.custom_partitioning import (
     SdyShardingRule,
     custom_partitioning,
 )
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from biojax.kernels.conv.geometry import Geometry, dilated, out_size
 from biojax.typing import Array
@@ -42,7 +41,6 @@ __all__ = [
     "Axis",
     "Split",
     "axes_of",
-    "left_to_compiler",
     "over_devices",
     "window_of_outputs",
     "window_of_pixels",
@@ -119,36 +117,6 @@ def window_of_outputs(
             low = axis.low + before * axis.stride
             pads[i] = (low, (y.shape[i + 1] - 1) * axis.stride + axis.extent - spatial[i] - low)
     return y, geometry._replace(pads=tuple(pads)), tuple(spatial)
-
-
-def left_to_compiler(f: Callable[..., Array], x: Array, *others: Array) -> Array:
-    """Call f(x, *others), its sharding completed by the compiler, whatever the type of the mesh.
-
-    Over axes of `AxisType.Explicit`, which `jax.make_mesh` makes, the types of arrays say how they
-    are sharded, and an operation that cannot tell refuses. Inside of f these axes are Auto. The
-    result is typed as x is: split along the same batch and space, where that divides. (In a
-    `shard_map` over other axes of such a mesh JAX 0.10 finds no gradients.)
-
-    Args:
-      f: to an image (b, *out, f), from arrays of these shapes.
-      x: an image (b, *spatial, c).
-      *others: other arrays.
-    """
-    typed = jax.typeof(x).sharding
-    axes = typed.mesh.explicit_axes
-    if not axes:
-        return f(x, *others)
-
-    def divides(n: int, split: str | Sequence[str] | None) -> bool:
-        names = (split,) if isinstance(split, str) else split or ()
-        return n % math.prod(typed.mesh.shape[name] for name in names) == 0
-
-    untyped = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (x, *others)]
-    sizes = jax.eval_shape(f, *untyped).shape[:-1]
-    spec = zip(sizes, typed.spec, strict=False)
-    kept = PartitionSpec(*(split if divides(n, split) else None for n, split in spec))
-    call: Any = auto_axes(f, axes=axes, out_sharding=NamedSharding(typed.mesh, kept))
-    return call(x, *others)
 
 
 def over_devices(

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.conv import bilinear
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Geometry, cropped
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler, varying
 from biojax.typing import Array
 
 __all__ = ["accumulated", "conv", "conv_transpose"]

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator, platform
+from biojax.kernels.meshes import varying
 from biojax.typing import Array
 
 __all__ = ["normalise"]

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.conv.geometry import Pads, cropped, out_size
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler, varying
 from biojax.kernels.pool import xla
 from biojax.typing import Array
 

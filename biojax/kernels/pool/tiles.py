@@ -17,8 +17,8 @@ from jax import lax
 
 from biojax.errors import UnsupportedError
 from biojax.kernels.conv.geometry import Pads
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array
 
 __all__ = ["avg_pool", "fits", "max_pool"]

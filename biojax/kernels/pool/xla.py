@@ -7,8 +7,8 @@ import numpy as np
 from jax import lax
 
 from biojax.kernels.conv.geometry import Pads, cropped, out_size
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array
 
 __all__ = ["avg_pool", "counts", "max_pool"]

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler
 from biojax.kernels.resize import matmul
 from biojax.kernels.resize.weights import Weights, axis_weights
 from biojax.typing import Array

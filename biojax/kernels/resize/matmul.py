@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler
 from biojax.kernels.resize.weights import Weights, axis_weights
 from biojax.typing import Array
 

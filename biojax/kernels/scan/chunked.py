@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import varying
 from biojax.kernels.scan import associative
 from biojax.typing import Array
 

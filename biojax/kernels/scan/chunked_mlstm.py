@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import split_as_input
 from biojax.kernels.scan.chunks import LEAST, by_chunks, segment_sums
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.typing import Array, Precision
 
 __all__ = ["chunked", "parallel", "sequential", "step"]

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError, UnsupportedError
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import as_gradient_of, platform, select
+from biojax.kernels.meshes import split_as_input, varying
 from biojax.kernels.scan import associative, chunked, sequential, sharded
 from biojax.kernels.scan.checks import initial_state
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import before
 from biojax.typing import Array
 

@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator, platform, select
+from biojax.kernels.meshes import split_as_input, varying
 from biojax.kernels.scan import sequential_selective
 from biojax.kernels.scan.checks import check_chunk, check_dtypes, initial_state
 from biojax.kernels.scan.chunks import by_chunks
 from biojax.kernels.scan.linear import linear_scan
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.sharded import states_between
 from biojax.typing import Array
 

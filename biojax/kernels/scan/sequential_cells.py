@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import split_as_input, varying
 from biojax.kernels.scan.cell_steps import GRU, GRU_BEFORE, LSTM, RNN, Cell
 from biojax.kernels.scan.chunks import whole_or_by_chunks
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import State, Weights, before, choose, gradient, product
 from biojax.typing import Array, Precision
 

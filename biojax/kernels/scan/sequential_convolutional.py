@@ -19,11 +19,10 @@ import numpy as np
 
 from biojax.kernels.conv import conv
 from biojax.kernels.conv.bilinear import adjoint
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import split_as_input, varying
 from biojax.kernels.scan.chunks import whole_or_by_chunks
 from biojax.kernels.scan.loop import loop
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import State, before, choose
 from biojax.typing import Array, Precision
 

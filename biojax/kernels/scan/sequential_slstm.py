@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import split_as_input, varying
 from biojax.kernels.scan.chunks import LEAST, whole_or_by_chunks
 from biojax.kernels.scan.loop import loop
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.kernels.scan.products import before, choose
 from biojax.typing import Array, Precision
 

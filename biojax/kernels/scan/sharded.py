@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv.blocks import varying
 from biojax.kernels.dispatch import as_gradient_of
+from biojax.kernels.meshes import varying
 from biojax.typing import Array
 
 __all__ = ["linear_scan", "states_between", "with_tokens_before"]

@@ -8,9 +8,9 @@ from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.dispatch import accumulator, select
+from biojax.kernels.meshes import split_as_input
 from biojax.kernels.scan.checks import check_dtypes, chunk_of_products, initial_state, of_states
 from biojax.kernels.scan.chunks import by_chunks, segment_sums
-from biojax.kernels.scan.meshes import split_as_input
 from biojax.typing import Array, Precision
 
 __all__ = ["ssd", "ssd_step"]

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 
 from biojax.errors import ConfigError, ShapeError, nearest
-from biojax.kernels.conv.sharded import left_to_compiler
 from biojax.kernels.dispatch import accumulator
+from biojax.kernels.meshes import left_to_compiler
 from biojax.kernels.scan.curves import checked
 from biojax.kernels.scan.orders import Order, parse, permuted
 from biojax.typing import Array
