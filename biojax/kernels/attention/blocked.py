@@ -51,7 +51,8 @@ def _attention_fwd(options: Options, inputs: Inputs) -> tuple[tuple[Array, Array
 
 
 def _attention_bwd(options: Options, saved: tuple, gradients: tuple) -> tuple[Inputs]:
-    return (backward(options, *saved, *gradients),)
+    found = backward(options, *saved, *gradients)
+    return (jax.tree.map(lambda wide, x: wide.astype(x.dtype), found, _of_floats(saved[0])),)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
@@ -108,7 +109,7 @@ def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
 def backward(
     options: Options, inputs: Inputs, y: Array, lse: Array, dy: Array, dlse: Array
 ) -> Inputs:
-    """The gradients of the inputs, from those of both results."""
+    """The gradients of the inputs, in float32 at least, from those of both results."""
     plan, wide = plan_of(inputs, QUERIES // 2, KEYS), accumulator(inputs.query.dtype)
     arrays, options, scale = _in_blocks(inputs, plan, options)
     across, product = _products(arrays.query.dtype, wide, options)
@@ -116,7 +117,6 @@ def backward(
     common = dlse - (dy.astype(wide) * y.astype(wide)).sum(axis=-1)
     # A row that saw nothing weighs nothing: exp(logit - infinity).
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)
-    kind = arrays.query.dtype
     dbias = None if arrays.bias is None else _varying(jnp.zeros(arrays.bias.shape, wide), inputs)
 
     def heads(first: Array | int, q: Array, k: Array, v: Array, dy: Array, lse, common):
@@ -140,25 +140,28 @@ def backward(
 
             dq = _varying(jnp.zeros((q.shape[-1], plan.queries[1]), wide), inputs)
             dq, *rest = lax.fori_loop(0, block.key_blocks(), step, (dq, *sums))
-            return tuple(rest), (scale * dq).astype(kind)
+            return tuple(rest), scale * dq
 
         sums = _varying((jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)), inputs)
         (dk, dv, *rest), dq = lax.scan(queries, (*sums, dbias), jnp.arange(q.shape[0] * q.shape[1]))
-        return dq, dk.astype(kind), dv.astype(kind), *rest
+        return dq, dk, dv, *rest
 
     rows = (
-        _heads(dy.astype(kind), plan, plan.queries),
+        _heads(dy.astype(arrays.query.dtype), plan, plan.queries),
         _heads(lse[..., None], plan, plan.queries, jnp.inf),
         _heads(common[..., None], plan, plan.queries),
     )
     dq, dk, dv, dbias = _over_heads(heads, plan, dbias is None, *arrays[:3], *rows)
-    kind = inputs.query.dtype
-    dq = _tokens(dq.swapaxes(-2, -1), plan, plan.m * plan.g, plan.t).astype(kind)
-    dk, dv = (_tokens(x, plan, plan.m, plan.s).astype(kind) for x in (dk, dv))
+    dq = _tokens(dq.swapaxes(-2, -1), plan, plan.m * plan.g, plan.t)
+    dk, dv = (_tokens(x, plan, plan.m, plan.s) for x in (dk, dv))
     if inputs.bias is not None:
         inside = tuple(slice(n) for n in _four(inputs.bias).shape)
-        dbias = dbias[inside].reshape(inputs.bias.shape).astype(inputs.bias.dtype)
+        dbias = dbias[inside].reshape(inputs.bias.shape)
     return Inputs(dq, dk, dv, dbias)
+
+
+def _of_floats(inputs: Inputs) -> Inputs:
+    return Inputs(*inputs[:4], None, None, None, None)
 
 
 def _bound(arrays: Inputs, scale: float) -> Array:

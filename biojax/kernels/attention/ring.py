@@ -26,7 +26,6 @@ from biojax.kernels.attention import blocked
 from biojax.kernels.attention.checks import check_tokens, seen_keys
 from biojax.kernels.attention.scores import Options
 from biojax.kernels.attention.zigzag import from_zigzag, to_zigzag
-from biojax.kernels.dispatch import accumulator
 from biojax.kernels.meshes import varying
 from biojax.typing import Array, Precision
 
@@ -162,13 +161,12 @@ def _forward(axis_name, options, query, keys):
 def _backward(axis_name, options, saved, dy):
     query, keys, y, lse = saved
     rows = query, y, lse, dy
-    wide = accumulator(query.dtype)
 
     def part(keys: _Keys, options: Options, rows: tuple = rows) -> tuple[Array, Array, Array]:
         query, y, lse, dy = rows
         inputs = _inputs(query, keys)
         found = blocked.backward(options, inputs, y, lse, dy, jnp.zeros_like(lse))
-        return jax.tree.map(lambda x: x.astype(wide), (found.query, found.key, found.value))
+        return found.query, found.key, found.value
 
     def of_others(keys: _Keys, is_earlier: Array) -> tuple[Array, Array, Array]:
         rest = options._replace(is_causal=False)
