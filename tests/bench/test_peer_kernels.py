@@ -123,7 +123,7 @@ def test_there_is_a_contest_for_every_large_shape():
 )
 def test_who_would_hold_too_many_scores_sits_out(kernel, mode, rivals, monkeypatch):
     """Of few numbers, where 100 bytes are many."""
-    monkeypatch.setattr(peer_kernels, "_MOST_SCORES", 100)
+    monkeypatch.setattr(peer_kernels, "_MOST_BYTES", 100)
     monkeypatch.setattr(peer_kernels, "jax_contender", lambda *_: None)
     monkeypatch.setattr(peer_kernels, "torch_kernels", lambda *_: {"torch contiguous": None})
     assert list(_prepare(kernel, SMALL[kernel][0], mode)) == rivals
