@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from biojax.kernels import attention, attention_and_lse
 from biojax.kernels.attention import blocked
-from biojax.kernels.attention.scores import exp, largest_norm
+from biojax.kernels.attention.scores import are_small, exp
 
 T, S = 40, 61
 rng = np.random.default_rng(0)
@@ -117,14 +117,19 @@ def test_exponentials():
     error = np.asarray(exp(x), np.float64) / np.exp(x.astype(np.float64)) - 1
     assert np.abs(error).max() < 5e-6
     assert np.abs(error[np.abs(x) < 1]).max() < 2.5e-7
+    np.testing.assert_allclose(jax.grad(exp)(1.0), np.e, rtol=1e-6)
     few = exp(jnp.array([-jnp.inf, -1e30, -104.0, 0.0, jnp.nan]))
     np.testing.assert_array_equal(few, [0, 0, 0, 1, np.nan])
 
 
-def test_one_bound_for_all_of_a_vmap():
-    x = normal(5, 3, 4)
-    want = np.linalg.norm(x, axis=-1).max()
-    np.testing.assert_allclose(jax.vmap(largest_norm)(x), np.full(5, want), rtol=1e-6)
+def test_one_answer_for_all_of_a_vmap():
+    x = np.stack([normal(3, 4), 8 * np.eye(4, dtype=np.float32)[:3]])
+    assert jax.vmap(lambda x: are_small(x, x, None, 0.93))(x).tolist() == [True, True]
+    assert jax.vmap(lambda x: are_small(x, x, None, 0.94))(x).tolist() == [False, False]
+    assert not are_small(x[0].astype(np.float16), x[0].astype(np.float16), None, 0.01)
+    bias = jnp.array([-jnp.inf, 1.0])
+    assert bool(are_small(x[1], x[1], bias, 0.92))
+    assert not are_small(x[1], x[1], bias, 0.93)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

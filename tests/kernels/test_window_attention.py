@@ -55,7 +55,7 @@ def gradients(run, *arrays):
     return y, *pulled
 
 
-@pytest.mark.parametrize("bias", [None, normal(3, 2, 12, 12)])
+@pytest.mark.parametrize("bias", [None, normal(3, 2, 12, 12), normal(3, 2, 12, 12) + 90])
 def test_groups_of_windows_change_nothing(monkeypatch, bias):
     """24 windows in groups of 5, the last one filled."""
     monkeypatch.setattr(window_blocked, "SCORE_BYTES", 5 * 2 * 12 * 12 * 4)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.kernels.attention.block import Block, Inputs, Plan, plan_of
-from biojax.kernels.attention.scores import Options, exp, largest_norm
+from biojax.kernels.attention.scores import Options, are_small, exp
 from biojax.kernels.dispatch import accumulator, platform
 from biojax.kernels.meshes import varying
 from biojax.typing import Array, Dtype
@@ -27,8 +27,6 @@ __all__ = ["attention", "backward", "forward"]
 
 # Scores of a block: worth a step of a loop, and in cache on a CPU, with what is made of them.
 QUERIES = KEYS = 1024
-# Logits whose exponentials float32 holds, and the sum of many.
-SMALL = 60.0
 
 
 def attention(*args) -> tuple[Array, Array]:
@@ -98,9 +96,9 @@ def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
     def walk(small: bool, *arrays: Array) -> tuple[Array, Array]:
         return _over_heads(functools.partial(heads, small=small), plan, True, *arrays)
 
-    # Where no exponential can overflow, nor all of a row's vanish, nothing is taken off.
+    small = are_small(arrays.query, arrays.key, arrays.bias, options.scale)
     ways = functools.partial(walk, True), functools.partial(walk, False)
-    y, lse = lax.cond(_bound(arrays, options.scale) < SMALL, *ways, *arrays[:3])
+    y, lse = lax.cond(small, *ways, *arrays[:3])
     n = plan.m * plan.g
     y = _tokens(y.swapaxes(-2, -1), plan, n, plan.t).astype(inputs.query.dtype)
     return y, _tokens(lse[..., None], plan, n, plan.t)[..., 0]
@@ -162,14 +160,6 @@ def backward(
 
 def _of_floats(inputs: Inputs) -> Inputs:
     return Inputs(*inputs[:4], None, None, None, None)
-
-
-def _bound(arrays: Inputs, scale: float) -> Array:
-    """No logit is farther from 0, but for those at minus infinity: |<q, k>| <= |q| |k|."""
-    bound = scale * largest_norm(arrays.query) * largest_norm(arrays.key)
-    if arrays.bias is None:
-        return bound
-    return bound + largest_norm(jnp.where(arrays.bias == -jnp.inf, 0, arrays.bias)[..., None])
 
 
 def _in_blocks(inputs: Inputs, plan: Plan, options: Options) -> tuple[Inputs, Options, float]:

@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, Precision
 
-__all__ = ["CHUNK", "Options", "dropout_weights", "exp", "largest_norm", "visible"]
+__all__ = ["CHUNK", "Options", "are_small", "dropout_weights", "exp", "visible"]
 
 # Keys that share one key of the random numbers.
 CHUNK = 128
@@ -96,17 +96,32 @@ def dropout_weights(key_data: Array, rows: Array, first: Array | int, count: int
     return jnp.where(dropped, 0.0, 1 / (1 - rate)).astype(jnp.float32)
 
 
+def are_small(query: Array, key: Array, bias: Array | None, scale: float) -> Array:
+    """Whether exponentials of all logits neither overflow nor vanish, and so their sums.
+
+    Then nothing need be taken off them. |<q, k>| <= |q| |k|; a bias of minus infinity does not
+    count, whose exponential is to vanish. One answer for all of a `vmap`, which would else compute
+    both ways.
+    """
+    bound = abs(scale) * _largest_norm(query) * _largest_norm(key)
+    if bias is not None:
+        bound += _largest_norm(jnp.where(bias == -jnp.inf, 0, bias)[..., None])
+    # Of the largest numbers' logarithm the rest is room for sums: 60 of 88, but in float16 none.
+    return bound < (60.0 if jnp.finfo(query.dtype).maxexp > 100 else 0.0)
+
+
 @custom_vmap
-def largest_norm(x: Array) -> Array:
-    """The largest |x| along the last axis; one number for all of a `vmap`, too."""
+def _largest_norm(x: Array) -> Array:
+    """The largest |x| along the last axis."""
     return jnp.sqrt(jnp.square(x.astype(accumulator(x.dtype))).sum(axis=-1).max())
 
 
-@largest_norm.def_vmap
+@_largest_norm.def_vmap
 def _largest_norm_of_all(_, __, x: Array) -> tuple[Array, bool]:
-    return largest_norm(x), False
+    return _largest_norm(x), False
 
 
+@jax.custom_jvp
 def exp(x: Array) -> Array:
     """The exponential of what is below 88, minus infinity and NaN among it.
 
@@ -125,6 +140,12 @@ def exp(x: Array) -> Array:
         y = y * f + term
     bits = lax.bitcast_convert_type(y, jnp.int32) + (n.astype(jnp.int32) << 23)
     return jnp.where(jnp.isnan(x), x, lax.bitcast_convert_type(bits, jnp.float32))
+
+
+@exp.defjvp
+def _exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = exp(*primals)
+    return y, y * tangents[0]
 
 
 _LOG2_E = math.log2(math.e)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from biojax.kernels.attention.scores import are_small, exp
 from biojax.kernels.attention.windows import (
     Settings,
     as_image,
@@ -50,41 +51,51 @@ def _forward(query, key, value, bias, settings: Settings):
     b, *spatial = query.shape[:-2]
     # What is bfloat16 before a loop, XLA on CPU widens whole at every step of it.
     wide = accumulator(query.dtype)
-    windows = [as_windows(x.astype(wide), settings) for x in (query, key, value)]
+    q, k, v = (as_windows(x.astype(wide), settings) for x in (query, key, value))
+    small = are_small(q, k, bias, settings.scale)
+    q, k = _by_side(q, k, sides(b, tuple(spatial), settings), settings)
 
-    def of_group(parts):
-        q, k, v, side = parts
-        weights, total, peak = exponentials(logits(q, k, bias, side, settings))
+    def of_group(small: bool, parts: tuple) -> tuple[Array, Array]:
+        q, k, v = parts
+        z = logits(q, k, bias, None, settings)
+        if small:
+            weights, peak = exp(z), 0.0
+            total = weights.sum(axis=-1, keepdims=True)
+        else:
+            weights, total, peak = exponentials(z)
         y = jnp.matmul(weights, v, precision=settings.precision) / total
         return y, (peak + jnp.log(total))[..., 0]
 
-    groups = _groups(*windows, sides(b, tuple(spatial), settings))
-    y, lse = _joined(lax.map(of_group, groups), len(windows[0]))
+    ways = (partial(lax.map, partial(of_group, way)) for way in (True, False))
+    y, lse = _joined(lax.cond(small, *ways, _groups(q, k, v)), len(q))
     y = as_image(y.astype(query.dtype), tuple(spatial), settings)
-    return y, (*windows, bias, y, lse)
+    return y, (q, k, v, bias, y, lse)
 
 
 def _backward(settings: Settings, saved, dy: Array):
     """With p the weights: dv = p^T dy, dz = p (dy v^T - <dy, y>), dq = dz k, dk = dz^T q."""
     query, key, value, bias, y, lse = saved
-    b, *spatial = dy.shape[:-2]
+    _, *spatial = dy.shape[:-2]
+    size = key.shape[-1] - (2 ** len(spatial) if any(settings.shift) else 0)  # without its side
     matmul = partial(jnp.matmul, precision=settings.precision)
     dys, ys = (as_windows(x.astype(query.dtype), settings) for x in (dy, y))
 
     def of_group(total, parts):
-        q, k, v, side, lse, dy, mean = parts
-        weights = jnp.exp(logits(q, k, bias, None, settings) - lse[..., None])
-        if side is not None:  # after the exponential, which the compiler then writes in vectors
-            weights = jnp.where(side[..., :, None] == side[..., None, :], weights, 0)
+        q, k, v, lse, dy, mean = parts
+        weights = exp(logits(q, k, bias, None, settings) - lse[..., None])
         dz = weights * (matmul(dy, v.mT) - mean[..., None])
         if bias is not None:  # a sum over the first axis would not use vectors
             ones = jnp.ones((1, len(dz)), dz.dtype)
             total += matmul(ones, dz.reshape(len(dz), -1)).reshape(total.shape)
+        q, k = q[..., :size], k[..., :size]
         dq, dk = settings.scale * matmul(dz, k), settings.scale * matmul(dz.mT, q)
         return total, (dq, dk, matmul(weights.mT, dy))
 
-    side = sides(b, tuple(spatial), settings)
-    parts = _groups(query, key, value, side, lse, dys, jnp.sum(dys * ys, axis=-1))
+    # Windows that fill the last group weigh nothing: exp(bias - infinity).
+    m, n, w, _ = query.shape
+    filled = -m % group_of(m, n, w, query.dtype.itemsize)
+    lse = jnp.pad(lse, ((0, filled), (0, 0), (0, 0)), constant_values=jnp.inf)
+    parts = _groups(query, key, value, lse, dys, jnp.sum(dys * ys, axis=-1))
     start = None if bias is None else varying(jnp.zeros(bias.shape, query.dtype), dy)
     dbias, gradients = lax.scan(of_group, start, parts)
     dqkv = (
@@ -97,6 +108,25 @@ def _backward(settings: Settings, saved, dy: Array):
 _attention.defvjp(_forward, _backward)
 
 
+def _by_side(
+    query: Array, key: Array, side: Array | None, settings: Settings
+) -> tuple[Array, Array]:
+    """With a number more for each side: a query has a one at its own, a key a penalty elsewhere.
+
+    So products across sides are lower by 1e30, and the mask costs no pass over the scores.
+    """
+    if side is None:
+        return query, key
+    own = side[..., None] == jnp.arange(2.0 ** len(settings.window))
+    ones, penalties = (jnp.where(own, *values) for values in ((1.0, 0.0), (0.0, -1e30)))
+
+    def extended(x: Array, more: Array) -> Array:
+        more = jnp.broadcast_to(more, (*x.shape[:-1], more.shape[-1]))
+        return jnp.concatenate([x, more.astype(x.dtype)], axis=-1)
+
+    return extended(query, ones), extended(key, penalties)
+
+
 def _groups(query: Array, *others: Array | None) -> list[Array | None]:
     """(m, ...) to (groups, g, ...), the last group filled with zeros."""
     m, n, w, _ = query.shape
@@ -105,7 +135,7 @@ def _groups(query: Array, *others: Array | None) -> list[Array | None]:
     def grouped(x: Array | None) -> Array | None:
         if x is None:
             return None
-        x = jnp.pad(x, [(0, -m % g), *[(0, 0)] * (x.ndim - 1)])
+        x = jnp.pad(x, [(0, -len(x) % g), *[(0, 0)] * (x.ndim - 1)])
         return x.reshape(-1, g, *x.shape[1:])
 
     return [grouped(x) for x in (query, *others)]
