@@ -210,8 +210,12 @@ def test_transforms(attend, stands_every_transform):
     stands_every_transform(f, normal(0, 8, 4, 2, 3, 1), normal(1, 1, 3), bias)
 
 
-def test_compiles_once(compiles_once):
-    compiles_once(attention, *map(jnp.asarray, tokens()))
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_compiles_once(implementation, compiles_once, gradients_compile_once):
+    run = functools.partial(attention, implementation=implementation)
+    arrays = [jnp.asarray(x) for x in tokens()]
+    compiles_once(run, *arrays)
+    gradients_compile_once(lambda *arrays: (run(*arrays),), *arrays)
 
 
 def test_precision_reaches_both_products():

@@ -94,9 +94,10 @@ def test_results_for_parts_of_the_keys_make_the_whole():
     np.testing.assert_allclose(y, attention(QUERY, KEY, VALUE), rtol=1e-5, atol=1e-6)
 
 
-def test_dropout_drops_that_share_and_keeps_the_mean():
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_dropout_drops_that_share_and_keeps_the_mean(kind):
     n = 128
-    ones, key = np.ones((1, n, 1, n), np.float32), jax.random.key(0)
+    ones, key = np.ones((1, n, 1, n), np.float32), jax.random.key(0, impl=kind)
     value = np.eye(n, dtype=np.float32)[None, :, None]  # so that the result is the weights
     y = np.asarray(attention(0 * ones, ones, value, dropout_rate=0.25, dropout_key=key))
     np.testing.assert_allclose(np.unique(y), [0, 1 / n / 0.75], rtol=1e-6)

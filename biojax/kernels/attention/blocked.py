@@ -56,6 +56,7 @@ def _attention_bwd(options: Options, saved: tuple, gradients: tuple) -> tuple[In
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
+@functools.partial(jax.jit, static_argnums=0)  # outside of jit, too, compiled once
 def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
     """The result (b, t, n, v) of query's dtype, and the log-sum-exp of the logits (b, t, n)."""
     plan, wide = plan_of(inputs, QUERIES, KEYS), accumulator(inputs.query.dtype)
@@ -104,6 +105,7 @@ def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
     return y, _tokens(lse[..., None], plan, n, plan.t)[..., 0]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def backward(
     options: Options, inputs: Inputs, y: Array, lse: Array, dy: Array, dlse: Array
 ) -> Inputs:

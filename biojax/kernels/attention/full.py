@@ -157,7 +157,8 @@ def _attend(
     if dropout_key is None or options.dropout_rate == 0:
         dropout_key, options = None, options._replace(dropout_rate=0.0)
     else:
-        dropout_key = jax.random.key_data(dropout_key)
+        # A key of one kind, whatever the caller's: others draw by the whole block.
+        dropout_key = jax.random.bits(dropout_key, (2,), jnp.uint32)
     implementations = {
         "xla": xla.attention,
         "blocked": blocked.attention,

@@ -75,7 +75,7 @@ def dropout_weights(key_data: Array, rows: Array, first: Array | int, count: int
     The random number of a weight depends on its row and column alone, whatever the block.
 
     Args:
-      key_data: of a random key.
+      key_data: two random numbers of 32 bits.
       rows: (r,) numbers of rows, different for every query of every head and image.
       first: the first column, a multiple of `CHUNK`.
       count: columns.
@@ -84,7 +84,7 @@ def dropout_weights(key_data: Array, rows: Array, first: Array | int, count: int
     Returns:
       (r, count), float32.
     """
-    key = jax.random.wrap_key_data(key_data)
+    key = jax.random.wrap_key_data(key_data, impl="threefry2x32")
     chunks = first // CHUNK + jnp.arange(-(-count // CHUNK))
 
     def of_row(row):
@@ -92,7 +92,7 @@ def dropout_weights(key_data: Array, rows: Array, first: Array | int, count: int
         bits = jax.vmap(lambda key: jax.random.bits(key, (CHUNK,), jnp.uint16))(keys)
         return bits.reshape(-1)[:count]
 
-    dropped = jax.vmap(of_row)(rows) < round(rate * 2**16)
+    dropped = jax.vmap(of_row)(rows) < min(round(rate * 2**16), 2**16 - 1)
     return jnp.where(dropped, 0.0, 1 / (1 - rate)).astype(jnp.float32)
 
 

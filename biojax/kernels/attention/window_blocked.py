@@ -47,6 +47,7 @@ def _attention(query, key, value, bias, settings: Settings) -> Array:
     return _forward(query, key, value, bias, settings)[0]
 
 
+@partial(jax.jit, static_argnums=4)  # outside of jit, too, compiled once
 def _forward(query, key, value, bias, settings: Settings):
     b, *spatial = query.shape[:-2]
     # What is bfloat16 before a loop, XLA on CPU widens whole at every step of it.
@@ -72,6 +73,7 @@ def _forward(query, key, value, bias, settings: Settings):
     return y, (q, k, v, bias, y, lse)
 
 
+@partial(jax.jit, static_argnums=0)
 def _backward(settings: Settings, saved, dy: Array):
     """With p the weights: dv = p^T dy, dz = p (dy v^T - <dy, y>), dq = dz k, dk = dz^T q."""
     query, key, value, bias, y, lse = saved
