@@ -146,7 +146,7 @@ class TransformerBlock(nn.Module):
     """Pre-norm block of attention and a perceptron.
 
     x = x + scale1 attention(norm1(x))
-    x = x + cross_attention(norm_cross(x), context)      where there is a context
+    x = x + scale_cross cross_attention(norm_cross(x), context)      where there is a context
     x = x + scale2 mlp(norm2(x))
 
     Args:

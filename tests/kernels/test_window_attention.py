@@ -115,7 +115,7 @@ Q, K, V = images(1, 4, 6, 2, 3)
 @pytest.mark.parametrize(
     ("args", "options", "message"),
     [
-        ((Q[0, 0], K[0, 0], V[0, 0]), {}, r"query \(6, 2, 3\).*Heads come before channels"),
+        ((Q[0, 0], K[0, 0], V[0, 0]), {}, r"query \(6, 2, 3\).*Heads come before their channels"),
         ((Q, K[:, :2], V), {}, r"key \(1, 2, 6, 2, 3\)"),
         ((Q.astype(jnp.bfloat16), K, V), {}, "one floating dtype for all three"),
         ((Q, K, V), {"window_size": 4}, r"windows of \(4, 4\).*Did you mean \(4, 8\)\?"),

@@ -1,11 +1,11 @@
-"""What every kind of attention over tokens asks of its arguments."""
+"""What every kind of attention asks of its arguments."""
 
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.typing import Array, ArrayLike
 
-__all__ = ["check_lengths", "check_tokens", "seeing_queries", "seen_keys"]
+__all__ = ["check_images", "check_lengths", "check_tokens", "seeing_queries", "seen_keys"]
 
 
 def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
@@ -25,6 +25,28 @@ def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
             "s, m and k at least 1",
             "Heads come third: x.reshape(b, t, n, k)",
         )
+    _check_dtypes(where, query, key, value)
+
+
+def check_images(where: str, query: Array, key: Array, value: Array) -> None:
+    """Refuse what is not query and key (b, *spatial, n, k), value (b, *spatial, n, v)."""
+    if not (
+        1 <= query.ndim - 3 <= 3
+        and query.shape == key.shape
+        and query.shape[:-1] == value.shape[:-1]
+        and min(*query.shape, *value.shape) > 0
+    ):
+        raise ShapeError(
+            where,
+            f"query {query.shape}, key {key.shape}, value {value.shape}",
+            "query and key (b, *spatial, n, k), value (b, *spatial, n, v), with one to three "
+            "spatial axes, none of them empty",
+            "Heads come before their channels: x.reshape(b, *spatial, n, k)",
+        )
+    _check_dtypes(where, query, key, value)
+
+
+def _check_dtypes(where: str, query: Array, key: Array, value: Array) -> None:
     if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
         raise ShapeError(
             where,

@@ -46,7 +46,7 @@ def attention(
       bias: added to the scaled products, broadcastable to (b, n, t, s); -inf hides a key.
       mask: boolean, broadcastable to (b, n, t, s); True where a query may look.
       scale: 1 / sqrt(k) if None.
-      is_causal: query i sees keys 0 to i only.
+      is_causal: query i sees keys 0 to i only, counted from the first of both.
       query_lengths: how many of the queries there are, (b,), whole numbers; those after them give
         zeros.
       key_lengths: how many of the keys there are, (b,); those after them are not seen.

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention import neighborhood_blocked, neighborhood_xla
+from biojax.kernels.attention.checks import check_images
 from biojax.kernels.attention.neighbors import Axis, part_of, with_halo
 from biojax.kernels.conv.geometry import per_axis
 from biojax.kernels.dispatch import select
@@ -87,7 +87,7 @@ def neighborhood_attention(
     Array([0. , 0.5, 1. , 2. , 3. ], dtype=float32)
     """
     where = "neighborhood_attention"
-    _check(query, key, value)
+    check_images("neighborhood_attention", query, key, value)
     sizes = query.shape[1:-2]
     names = tuple(axis_names or (None,) * len(sizes))
     causal = (is_causal,) * len(sizes) if isinstance(is_causal, bool) else tuple(is_causal)
@@ -130,30 +130,6 @@ def _rule(sizes: Sequence[int]) -> tuple[str, str]:
     if voxels <= FEW:
         return "xla", f"{voxels} voxels have few scores"
     return "blocked", f"{voxels} voxels have too many scores to keep"
-
-
-def _check(query: Array, key: Array, value: Array) -> None:
-    where = "neighborhood_attention"
-    if not (
-        1 <= query.ndim - 3 <= 3
-        and query.shape == key.shape
-        and query.shape[:-1] == value.shape[:-1]
-        and min(*query.shape, *value.shape) > 0
-    ):
-        raise ShapeError(
-            where,
-            f"query {query.shape}, key {key.shape}, value {value.shape}",
-            "query and key (b, *spatial, n, k), value (b, *spatial, n, v), with one to three "
-            "spatial axes, none of them empty",
-            "Heads come before their channels: x.reshape(b, *spatial, n, k)",
-        )
-    if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
-        raise ShapeError(
-            where,
-            f"query of {query.dtype}, key of {key.dtype}, value of {value.dtype}",
-            "one floating dtype for all three",
-            "Convert them with astype",
-        )
 
 
 def _check_windows(

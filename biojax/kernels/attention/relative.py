@@ -52,8 +52,8 @@ def relative_bias(table: Array, window_size: Sequence[int]) -> Array:
 def resize_relative_table(table: Array, window_size: Sequence[int], to: Sequence[int]) -> Array:
     """The table for windows of another size, read between its offsets by linear interpolation.
 
-    The largest offsets of both tables are taken for the same, d by d (2 w' - 1) / (2 w - 1), as
-    in `biojax.kernels.resize`.
+    Offset d of this table is d (2 w' - 1) / (2 w - 1) of the other, as in `biojax.kernels.resize`;
+    the outermost are repeated where nothing lies beyond them.
 
     Args:
       table: as of `relative_bias`.

@@ -3,10 +3,9 @@
 import math
 from collections.abc import Sequence
 
-import jax.numpy as jnp
-
 from biojax.errors import ShapeError
 from biojax.kernels.attention import window_blocked, window_xla
+from biojax.kernels.attention.checks import check_images
 from biojax.kernels.attention.windows import Settings
 from biojax.kernels.conv.geometry import per_axis
 from biojax.kernels.dispatch import accumulator, of_arrays, platform, select
@@ -70,7 +69,7 @@ def window_attention(
     >>> window_attention(q, k, v, window_size=2, shift=1)[0, :, 0, 0]
     Array([0. , 1.5, 1.5, 3. ], dtype=float32)
     """
-    _check_arrays(query, key, value)
+    check_images("window_attention", query, key, value)
     spatial = query.shape[1:-2]
     window, shifts = _check_windows(spatial, window_size, shift)
     scores = (query.shape[-2], *(math.prod(window),) * 2)
@@ -99,29 +98,6 @@ def _choose(query: Array, window: tuple[int, ...]) -> tuple[str, str]:
     if window_blocked.group_of(m, n, w, accumulator(query.dtype).itemsize) == m:
         return "xla", "few windows, on CPU"
     return "blocked", "scores stay in cache on CPU"
-
-
-def _check_arrays(query: Array, key: Array, value: Array) -> None:
-    if not (
-        3 < query.ndim < 7
-        and query.shape == key.shape
-        and key.shape[:-1] == value.shape[:-1]
-        and min(key.shape[1:]) > 0
-    ):
-        raise ShapeError(
-            "window_attention",
-            f"query {query.shape}, key {key.shape}, value {value.shape}",
-            "query and key (b, *spatial, n, k), value (b, *spatial, n, v), one to three spatial "
-            "axes, none of them empty",
-            "Heads come before channels: x.reshape(b, *spatial, n, k)",
-        )
-    if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
-        raise ShapeError(
-            "window_attention",
-            f"query of {query.dtype}, key of {key.dtype}, value of {value.dtype}",
-            "one floating dtype for all three",
-            "Convert them with astype",
-        )
 
 
 def _check_windows(
