@@ -79,6 +79,7 @@ def neighborhood_attention(
     Hassani and Shi, "Dilated neighborhood attention transformer", 2022, section 3; causal and
     stride: Hassani et al., "Generalized neighborhood attention", 2025, section 3.
 
+    >>> import jax.numpy as jnp
     >>> q = k = jnp.zeros((1, 5, 1, 1))
     >>> v = jnp.arange(5.0).reshape(1, 5, 1, 1)
     >>> neighborhood_attention(q, k, v, kernel_size=3).ravel()

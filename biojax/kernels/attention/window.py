@@ -62,6 +62,7 @@ def window_attention(
     memory for a few windows, "xla" for the scores of all, (b, *spatial, n, w).
     Source: Liu et al., "Swin Transformer", ICCV 2021, sections 3.2 and 3.3.
 
+    >>> import jax.numpy as jnp
     >>> q = k = jnp.zeros((1, 4, 1, 1))
     >>> v = jnp.arange(4.0).reshape(1, 4, 1, 1)
     >>> window_attention(q, k, v, window_size=2)[0, :, 0, 0]
