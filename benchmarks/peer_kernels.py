@@ -8,7 +8,7 @@ import jax
 
 from benchmarks.contest import Contender, Contest, jax_contender
 from benchmarks.plain_kernels import ASSOCIATIVE, PLAIN
-from benchmarks.torch_kernels import torch_kernels
+from benchmarks.torch_kernels import holds_masks, torch_kernels
 from biojax.bench.kernels import call, make_inputs
 from biojax.kernels.specs import LARGE, Spec
 
@@ -45,8 +45,9 @@ def _prepare(kernel: str, spec: Spec, mode: str) -> dict[str, Contender]:
         found["xla"] = jax_contender(mode, plain, arrays)
     if kernel in ASSOCIATIVE:
         found["xla associative"] = jax_contender(mode, ASSOCIATIVE[kernel], arrays)
-    # PyTorch's own attention holds none, but the masks of a neighbourhood for its gradients.
-    if fits or kernel == "attention" or mode == "forward":
+    # PyTorch's own attention holds none, but for the gradients of neighbourhoods all masks.
+    may_hold = kernel == "neighborhood_attention" and holds_masks(spec.shapes[0])
+    if fits or may_hold or kernel == "attention" or mode == "forward":
         outputs = jax.eval_shape(ours, *arrays)
         found |= torch_kernels(kernel, spec, mode, arrays, outputs)
     return found

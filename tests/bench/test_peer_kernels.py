@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import peer_kernels
+from benchmarks import peer_kernels, torch_kernels
 from benchmarks.contest import Contest, check_agreement
 from benchmarks.peer_kernels import _prepare, kernel_contests
 from benchmarks.plain_kernels import PLAIN
@@ -124,6 +124,7 @@ def test_there_is_a_contest_for_every_large_shape():
 def test_who_would_hold_too_many_scores_sits_out(kernel, mode, rivals, monkeypatch):
     """Of few numbers, where 100 bytes are many."""
     monkeypatch.setattr(peer_kernels, "_MOST_BYTES", 100)
+    monkeypatch.setattr(torch_kernels, "MASK_BYTES", 100)
     monkeypatch.setattr(peer_kernels, "jax_contender", lambda *_: None)
     monkeypatch.setattr(peer_kernels, "torch_kernels", lambda *_: {"torch contiguous": None})
     assert list(_prepare(kernel, SMALL[kernel][0], mode)) == rivals
@@ -148,3 +149,11 @@ def test_pytorch_gives_the_same(kernel, spec, mode):
 def test_pytorch_sits_out_in_bfloat16():
     spec = SMALL["avg_pool"][0]._replace(dtype="bfloat16")
     assert list(_prepare("avg_pool", spec, "forward")) == ["biojax", "xla"]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("spec", SMALL["neighborhood_attention"], ids=lambda spec: spec.name)
+def test_pytorch_gives_the_same_where_masks_are_made_anew(spec, monkeypatch):
+    monkeypatch.setattr(torch_kernels, "MASK_BYTES", 0)
+    contenders = _prepare("neighborhood_attention", spec, "forward")
+    check_agreement(Contest("", "forward", spec.dtype, dict), contenders)
