@@ -12,6 +12,7 @@ The gradient computes the weights again from the log of their sum, as in Dao et 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,20 +56,18 @@ def _forward(axes, scale, precision, query, key, value):
     k, v = (_by_head(x, plan) for x in (key, value))
     kind, dot = _products(query.dtype, precision)
 
-    def step(args: tuple[Array, Array]) -> tuple[Array, Array]:
-        i, q = args
-        starts, seen = _place(plan, axes, i)
-        k_box, v_box = (_boxes(x, starts, plan).astype(kind) for x in (k, v))
+    def step(args: tuple[_Place, Array]) -> tuple[Array, Array]:
+        place, q = args
+        k_box, v_box = (_boxes(x, place.first, plan).astype(kind) for x in (k, v))
         logits = scale * dot("bngmk,bngsk->bngms", q.astype(kind), k_box)
-        logits = jnp.where(seen, logits, -jnp.inf)
+        logits += _hidden(place, plan, logits.dtype)
         peak = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - peak)
         total = weights.sum(axis=-1, keepdims=True)
         y = dot("bngms,bngsv->bngmv", weights.astype(kind), v_box) / total
         return y.astype(value.dtype), peak + jnp.log(total)
 
-    steps = math.prod(plan.steps)
-    y, lse = lax.map(step, (jnp.arange(steps), _tiled(query, plan)))
+    y, lse = lax.map(step, (_places(plan, axes), _tiled(query, plan)))
     y = _untiled(y, plan, query.shape[:-1])
     return y, (query, key, value, y, lse)
 
@@ -82,23 +81,22 @@ def _backward(axes, scale, precision, saved, dy):
     wide = lse.dtype
     along = jnp.sum(dy.astype(wide) * y.astype(wide), axis=-1, keepdims=True)
 
-    def step(sums: tuple[Array, ...], args: tuple[Array, ...]):
-        i, q, dy, lse, along = args
-        starts, seen = _place(plan, axes, i)
-        k_box, v_box = (_boxes(x, starts, plan).astype(kind) for x in (k, v))
+    def step(sums: tuple[Array, ...], args: tuple):
+        place, q, dy, lse, along = args
+        k_box, v_box = (_boxes(x, place.first, plan).astype(kind) for x in (k, v))
         q, dy = q.astype(kind), dy.astype(kind)
         logits = scale * dot("bngmk,bngsk->bngms", q, k_box)
-        weights = jnp.exp(jnp.where(seen, logits, -jnp.inf) - lse)
+        weights = jnp.exp(logits + _hidden(place, plan, wide) - lse)
         d_weights = dot("bngmv,bngsv->bngms", dy, v_box)
         d_logits = (scale * weights * (d_weights - along)).astype(kind)
         dq = dot("bngms,bngsk->bngmk", d_logits, k_box)
         dk, dv = sums
-        dk = _added(dk, dot("bngmk,bngms->bngks", q, d_logits), starts, plan)
-        dv = _added(dv, dot("bngmv,bngms->bngvs", dy, weights.astype(kind)), starts, plan)
+        dk = _added(dk, dot("bngmk,bngms->bngks", q, d_logits), place.first, plan)
+        dv = _added(dv, dot("bngmv,bngms->bngvs", dy, weights.astype(kind)), place.first, plan)
         return (dk, dv), dq.astype(query.dtype)
 
     tiles = (
-        jnp.arange(math.prod(plan.steps)),
+        _places(plan, axes),
         _tiled(query, plan),
         _tiled(dy, plan),
         lse,
@@ -120,23 +118,47 @@ def _products(dtype: Dtype, precision: Precision) -> tuple[Dtype, Callable]:
     return kind, partial(jnp.einsum, precision=precision, preferred_element_type=wide)
 
 
-def _place(plan: Plan, axes: Sequence[Axis], i: Array) -> tuple[list[Array], Array]:
-    """Where the boxes of step i begin along each axis, and what its queries see, (group, m, s)."""
-    starts, seen = [], []
-    steps = jnp.unravel_index(i, plan.steps)
-    for axis, cut, j, tiles in zip(axes, plan.cuts, steps, (1, 1, plan.group), strict=True):
+class _Place(NamedTuple):
+    """Where the steps are, a list of three axes each: tables of `Cut`, (steps, tiles, ...)."""
+
+    first: list[Array]
+    begin: list[Array]
+    end: list[Array]
+
+
+def _places(plan: Plan, axes: Sequence[Axis]) -> _Place:
+    """Those of all steps of this device.
+
+    Looked up before the loop: else XLA finds the numbers of tiles anew, by division, for every
+    element that it cuts out.
+    """
+    place = _Place([], [], [])
+    for i, (axis, cut) in enumerate(zip(axes, plan.cuts, strict=True)):
         rank = 0 if axis.name is None else lax.axis_index(axis.name)
-        first, begin, end = (
-            lax.dynamic_slice_in_dim(jnp.asarray(table)[rank], j * tiles, tiles)
-            for table in (cut.first, cut.begin, cut.end)
-        )
+        others = [j for j in range(3) if j != i]
+        for tables, table in zip(place, (cut.first, cut.begin, cut.end), strict=True):
+            own = jnp.asarray(table)[rank]
+            own = own.reshape(plan.steps[i], -1, *own.shape[1:])
+            every = (*plan.steps, *own.shape[1:])
+            own = jnp.broadcast_to(jnp.expand_dims(own, others), every)
+            tables.append(own.reshape(-1, *every[3:]))
+    return place
+
+
+def _hidden(place: _Place, plan: Plan, dtype: Dtype) -> Array:
+    """Minus infinity for keys of its box that a query of a step does not see, (group, m, s).
+
+    Written down, which takes one head's time: XLA would compute it for every head and image.
+    """
+    seen = []
+    for begin, end, cut in zip(place.begin, place.end, plan.cuts, strict=True):
         k = jnp.arange(cut.box)
-        starts.append(first)
         seen.append((begin[..., None] <= k) & (k < end[..., None]))
     z, y, x = seen
     every = z[:, :, None, None, :, None, None] & y[:, None, :, None, None, :, None]
     every = every & x[:, None, None, :, None, None, :]
-    return starts, every.reshape(plan.group, math.prod(every.shape[1:4]), -1)
+    every = every.reshape(plan.group, math.prod(every.shape[1:4]), -1)
+    return lax.optimization_barrier(jnp.where(every, 0.0, -jnp.inf).astype(dtype))
 
 
 def _boxes(x: Array, starts: Sequence[Array], plan: Plan) -> Array:
