@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from biojax.errors import ShapeError
-from biojax.kernels import attention
+from biojax.errors import ConfigError, ShapeError
+from biojax.kernels import (
+    attention,
+    attention_and_lse,
+    axial_attention,
+    linear_attention,
+    neighborhood_attention,
+    window_attention,
+)
 from biojax.kernels.attention import blocked
 
 
@@ -200,6 +207,73 @@ def test_bias_may_be_wider_than_the_tokens(attend):
     np.testing.assert_array_equal(y, attend(query, key, value))
 
 
+@pytest.mark.parametrize("implementation", ["xla", "blocked"])
+def test_a_scale_may_be_learned(implementation, quickly):
+    query, key, value = tokens()
+
+    def of_scale(scale):
+        return attention(query, key, value, scale=scale, implementation=implementation).sum()
+
+    def of_factor(factor):
+        return attention(factor * query, key, value, scale=1.0).sum()
+
+    got, want = (
+        jax.jit(jax.value_and_grad(f), compiler_options=quickly)(0.7) for f in (of_scale, of_factor)
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(of_scale(np.float32(0.7)), want[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        functools.partial(axial_attention, axis=1),
+        functools.partial(axial_attention, axis=1, implementation="blocked"),
+        functools.partial(neighborhood_attention, kernel_size=3, implementation="xla"),
+        functools.partial(neighborhood_attention, kernel_size=3, implementation="blocked"),
+        functools.partial(window_attention, window_size=4, implementation="xla"),
+        functools.partial(window_attention, window_size=4, implementation="blocked"),
+    ],
+)
+def test_a_scale_of_every_form_may_be_computed_and_no_image_be_refused(attend):
+    line = normal(0, 1, 4, 1, 2)
+    gradients = jax.grad(lambda scale: attend(line, line, line, scale=scale).sum())
+    assert jax.eval_shape(gradients, 1.0).shape == ()
+    with pytest.raises(ShapeError, match=r"_attention: got query \(0, 4, 1, 2\).*none.* empty"):
+        attend(line[:0], line[:0], line[:0])
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocked", "cudnn", "pallas", None])
+@pytest.mark.parametrize(("b", "t"), [(0, 4), (2, 0)])
+def test_of_nothing_comes_nothing(implementation, b, t):
+    arrays = tokens(b=b, t=t)
+
+    def run(query, key, value):
+        return attention_and_lse(query, key, value, is_causal=True, implementation=implementation)
+
+    (y, lse), pull = jax.vjp(run, *arrays)
+    assert (y.shape, lse.shape) == ((b, t, 2, 4), (b, t, 2))
+    assert [x.shape for x in pull((y, lse))] == [x.shape for x in arrays]
+    assert linear_attention(*arrays, is_causal=True).shape == y.shape
+
+
+def test_lists_are_arrays():
+    query, key, value = tokens(t=2, s=3, b=1)
+    mask, bias = [[True, False, True], [True, True, True]], [[0.0, 1.0, 2.0]]
+    want = attention(query, key, value, np.array(bias), np.array(mask), key_lengths=np.array([2]))
+    got = attention(query, key, value, bias, mask, query_lengths=[2], key_lengths=[2])
+    np.testing.assert_array_equal(got, want)
+    got = linear_attention(query, key, value, mask=[True, True, False])
+    want = linear_attention(query, key, value, key_lengths=[2])
+    np.testing.assert_array_equal(got, want)
+
+
+def test_lengths_of_few_bits():
+    query, key, value = tokens(t=2, s=300, b=1)
+    run = functools.partial(attention, query, key, value, implementation="blocked")
+    np.testing.assert_array_equal(run(key_lengths=np.uint8([200])), run(key_lengths=[200]))
+
+
 def test_transforms(attend, stands_every_transform):
     bias = normal(3, 2, 4, 4)
 
@@ -236,17 +310,38 @@ Q, K, V = tokens(n=4)
         ((Q[..., :2], K, V), r"Expected query \(b, t, n, k\), key \(b, s, m, k\)"),
         ((Q, K[:, :4], V), r"value \(b, s, m, v\)"),
         ((Q[:, :, :3], K, V), "n a multiple of m"),
-        ((Q, K[:, :, :0], V[:, :, :0]), "s, m and k at least 1"),
-        ((Q, K[:, :0], V[:, :0]), "s, m and k at least 1"),
-        ((Q[..., :0], K[..., :0], V), "s, m and k at least 1"),
+        ((Q, K[:, :, :0], V[:, :, :0]), "s, n, m, k and v at least 1"),
+        ((Q, K[:, :0], V[:, :0]), "s, n, m, k and v at least 1"),
+        ((Q[:, :, :0], K, V), "s, n, m, k and v at least 1"),
+        ((Q, K, V[..., :0]), "s, n, m, k and v at least 1"),
+        ((Q[..., :0], K[..., :0], V), "s, n, m, k and v at least 1"),
         ((Q.astype(jnp.bfloat16), K, V), "query of bfloat16, key of float32, value of float32"),
         ((Q.astype(int), K.astype(int), V.astype(int)), "one floating dtype for all three"),
         ((Q, K, V, Q), r"bias of shape \(2, 4, 4, 3\).*\(b, n, t, s\) = \(2, 4, 4, 5\)"),
         ((Q, K, V, np.zeros((1, 2, 4, 4, 5))), "bias of shape"),
         ((Q, K, V, None, np.ones((4, 4), bool)), r"mask of shape \(4, 4\).*axes of length 1"),
         ((Q, K, V, None, np.ones((4, 5))), "mask of float64.*boolean.*or pass numbers.*as bias"),
+        ((Q, K, V, [[0.0], [0.0, 1.0]]), "bias of list. Expected an array"),
     ],
 )
 def test_what_is_refused(args, message):
     with pytest.raises(ShapeError, match=rf"^attention: got .*?{message}"):
         attention(*args)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scale": np.ones(2)}, ShapeError, r"scale of float64 and shape \(2,\).*one real number"),
+        ({"scale": 1j}, ShapeError, r"scale of complex64 and shape \(\)"),
+        ({"key_lengths": [3, 2, 1]}, ShapeError, r"key_lengths of int32 and shape \(3,\)"),
+        ({"query_lengths": [3.0, 2.0]}, ShapeError, "query_lengths of float32.*whole numbers"),
+        ({"soft_cap": 0}, ConfigError, r"soft_cap=0\..*mean soft_cap=None\?"),
+        ({"soft_cap": jnp.ones(())}, ConfigError, "soft_cap=1.0.*a positive number of Python's"),
+        ({"dropout_rate": 1}, ConfigError, r"dropout_rate=1\..*mean dropout_rate=0.9\?"),
+        ({"dropout_rate": -0.1}, ConfigError, r"dropout_rate=-0.1\..*mean dropout_rate=0.0\?"),
+    ],
+)
+def test_which_options_are_refused(options, error, message):
+    with pytest.raises(error, match=rf"^attention: got {message}"):
+        attention(Q, K, V, **options)

@@ -143,12 +143,31 @@ def test_memory_falls_with_the_number_of_devices(quickly):
         ((8, 16), {"is_causal": True}, "1 queries and 2 keys on each device, is_causal=True"),
         ((24, 24), {"is_causal": True}, "3 queries and 3 keys.*an even number.*key_lengths"),
         ((8, 8), {"scale": 1.0, "mask": np.ones((8, 8), bool)}, r"mask.*\(b, 1, 1, s\) = \(3, 1"),
-        ((8, 8), {"key_lengths": np.ones(2, int)}, r"whole numbers of shape \(3,\)"),
+        ((8, 8), {"key_lengths": [1, 1]}, r"whole numbers of shape \(3,\)"),
+        ((8, 8), {"scale": np.ones(4)}, r"scale of float64 and shape \(4,\)"),
     ],
 )
 def test_what_is_refused(mesh_of, shapes, options, message):
     with pytest.raises(ShapeError, match=rf"^ring_attention: got .*?{message}"):
         jax.eval_shape(over(mesh_of(8), **options), *tokens(*shapes))
+
+
+def test_a_cap_is_positive(mesh_of):
+    with pytest.raises(ConfigError, match=r"^ring_attention: got soft_cap=0\."):
+        jax.eval_shape(over(mesh_of(8), soft_cap=0), *tokens())
+
+
+def test_a_scale_may_be_computed_and_nothing_be_given(mesh_of):
+    """Values as with queries that were scaled before; of no images or queries, nothing."""
+
+    def gradient(scale, *arrays):
+        return jax.grad(lambda scale: over(mesh_of(8), scale=scale)(*arrays).sum())(scale)
+
+    assert jax.eval_shape(gradient, 1.0, *tokens()).shape == ()
+    query, key, value = tokens()
+    ring = over(mesh_of(8), key_lengths=[1, 2, 3])
+    assert ring(query[:, :0], key, value).shape == (3, 0, 4, 4)
+    assert over(mesh_of(8))(query[:0], key[:0], value[:0]).shape == (0, 32, 4, 4)
 
 
 def test_an_axis_has_to_be_there(mesh_of):

@@ -1,11 +1,26 @@
 """What every kind of attention asks of its arguments."""
 
+import math
+from numbers import Real
+from typing import Any
+
 import jax.numpy as jnp
 
-from biojax.errors import ShapeError
+from biojax.errors import ConfigError, ShapeError
+from biojax.kernels.attention.scores import Options
+from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, ArrayLike
 
-__all__ = ["check_images", "check_lengths", "check_tokens", "seeing_queries", "seen_keys"]
+__all__ = [
+    "as_array",
+    "as_lengths",
+    "check_images",
+    "check_options",
+    "check_tokens",
+    "scaled",
+    "seeing_queries",
+    "seen_keys",
+]
 
 
 def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
@@ -15,14 +30,14 @@ def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
         and query.shape[0] == key.shape[0] == value.shape[0]
         and query.shape[-1] == key.shape[-1]
         and key.shape[1:3] == value.shape[1:3]
-        and min(key.shape[1:]) > 0
+        and min(*key.shape[1:], *value.shape[1:], query.shape[2]) > 0
         and query.shape[2] % key.shape[2] == 0
     ):
         raise ShapeError(
             where,
             f"query {query.shape}, key {key.shape}, value {value.shape}",
             "query (b, t, n, k), key (b, s, m, k), value (b, s, m, v), n a multiple of m; "
-            "s, m and k at least 1",
+            "s, n, m, k and v at least 1",
             "Heads come third: x.reshape(b, t, n, k)",
         )
     _check_dtypes(where, query, key, value)
@@ -56,8 +71,77 @@ def _check_dtypes(where: str, query: Array, key: Array, value: Array) -> None:
         )
 
 
-def check_lengths(where: str, name: str, lengths: ArrayLike, b: int) -> None:
-    """Refuse lengths, called so by the caller, that are not b whole numbers."""
+def check_options(where: str, options: Options) -> None:
+    """Refuse a share of weights, or a cap, that is none; compilers have to know both."""
+    rate, cap = options.dropout_rate, options.soft_cap
+    if not (isinstance(rate, Real) and 0 <= rate < 1):
+        raise ConfigError(
+            where,
+            f"dropout_rate={rate}",
+            "a share of the weights from 0 to below 1, a number of Python's",
+            "Drop nothing with 0",
+            "dropout_rate=0.9" if isinstance(rate, Real) and rate >= 1 else "dropout_rate=0.0",
+        )
+    if cap is not None and not (isinstance(cap, Real) and 0 < cap < math.inf):
+        raise ConfigError(
+            where,
+            f"soft_cap={cap}",
+            "a positive number of Python's, which logits do not exceed, or None",
+            "Leave it out for no cap",
+            "soft_cap=None",
+        )
+
+
+def scaled(where: str, query: Array, scale: float | Array | None) -> tuple[Array, float]:
+    """The query, and what its products are to be multiplied with, a number that compilers know.
+
+    A scale that is an array, which may be computed from others, is multiplied into the query.
+
+    Args:
+      where: the function that asks.
+      query: (..., k).
+      scale: one real number; 1 / sqrt(k) if None.
+
+    Raises:
+      ShapeError: the scale is not one real number.
+    """
+    if scale is None:
+        return query, query.shape[-1] ** -0.5
+    if isinstance(scale, Real):
+        return query, float(scale)
+    scale = as_array(where, "scale", scale)
+    if scale.shape or not jnp.issubdtype(jnp.promote_types(scale.dtype, query.dtype), jnp.floating):
+        raise ShapeError(
+            where,
+            f"scale of {scale.dtype} and shape {scale.shape}",
+            "one real number",
+            "Multiply what differs from head to head into query, and pass scale=1.0",
+        )
+    return (query.astype(accumulator(query.dtype)) * scale).astype(query.dtype), 1.0
+
+
+def as_array(where: str, name: str, given: Any) -> Array:
+    """Numbers in lists, so called by the caller, as an array; arrays as they are."""
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return given
+    try:
+        return jnp.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            where,
+            f"{name} of {type(given).__name__}",
+            "an array",
+            "Pass numbers, as many in each row",
+        ) from error
+
+
+def as_lengths(where: str, name: str, given: Any, b: int) -> Array:
+    """Lengths, so called by the caller, in 32 bits.
+
+    Raises:
+      ShapeError: they are not b whole numbers.
+    """
+    lengths = as_array(where, name, given)
     if lengths.shape != (b,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ShapeError(
             where,
@@ -65,6 +149,8 @@ def check_lengths(where: str, name: str, lengths: ArrayLike, b: int) -> None:
             f"whole numbers of shape {(b,)}, one for each of the batch",
             "Count what there is of each",
         )
+    # In fewer bits a sum with the number of a token would run over.
+    return jnp.asarray(lengths).astype(jnp.int32)
 
 
 def seen_keys(
@@ -89,6 +175,7 @@ def seen_keys(
     b, s = shape
     seen = None
     if mask is not None:
+        mask = as_array(where, "mask", mask)
         wide = (1,) * (4 - mask.ndim) + mask.shape
         fits = len(wide) == 4 and wide[0] in (1, b) and wide[1:3] == (1, 1) and wide[3] in (1, s)
         if not fits or mask.dtype != jnp.bool_:
@@ -101,8 +188,8 @@ def seen_keys(
             )
         seen = jnp.broadcast_to(mask.reshape(wide)[:, 0, 0], (b, s))
     if lengths is not None:
-        check_lengths(where, "key_lengths", lengths, b)
-        present = start + jnp.arange(s) < jnp.asarray(lengths)[:, None]
+        lengths = as_lengths(where, "key_lengths", lengths, b)
+        present = start + jnp.arange(s) < lengths[:, None]
         seen = present if seen is None else seen & present
     return seen
 

@@ -1,17 +1,21 @@
 """Scaled dot-product attention: every query may look at every key."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from biojax.errors import ConfigError, ShapeError
+from biojax.errors import ShapeError
 from biojax.kernels.attention import blocked, cudnn, pallas, xla
-from biojax.kernels.attention.checks import check_lengths, check_tokens
+from biojax.kernels.attention.checks import (
+    as_array,
+    as_lengths,
+    check_options,
+    check_tokens,
+    scaled,
+)
 from biojax.kernels.attention.scores import Options
-from biojax.kernels.dispatch import of_arrays, platform, select
+from biojax.kernels.dispatch import accumulator, of_arrays, platform, select
 from biojax.kernels.meshes import left_to_compiler
-from biojax.typing import Array, Precision
+from biojax.typing import Array, ArrayLike, Precision
 
 __all__ = ["attention", "attention_and_lse"]
 
@@ -20,13 +24,13 @@ def attention(
     query: Array,
     key: Array,
     value: Array,
-    bias: Array | None = None,
-    mask: Array | None = None,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     *,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     is_causal: bool = False,
-    query_lengths: Array | None = None,
-    key_lengths: Array | None = None,
+    query_lengths: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
     soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -45,15 +49,16 @@ def attention(
       value: (b, s, m, v).
       bias: added to the scaled products, broadcastable to (b, n, t, s); -inf hides a key.
       mask: boolean, broadcastable to (b, n, t, s); True where a query may look.
-      scale: 1 / sqrt(k) if None.
+      scale: 1 / sqrt(k) if None; an array of no axes, learned perhaps, is multiplied into query.
       is_causal: query i sees keys 0 to i only, counted from the first of both.
       query_lengths: how many of the queries there are, (b,), whole numbers; those after them give
         zeros.
       key_lengths: how many of the keys there are, (b,); those after them are not seen.
       soft_cap: c of cap(x) = c * tanh(x / c), which keeps logits within c; none if None.
       dropout_rate: share of the weights p that are dropped, the others divided by 1 less it.
-      dropout_key: random key; without it nothing is dropped. The same weights are dropped by "xla"
-        and by "blocked".
+      dropout_key: random key; None, as in evaluation, drops nothing, whatever dropout_rate is.
+        "xla" and "blocked" drop the same weights. Inside of `jax.shard_map` so do all devices: give
+        each its own, `jax.random.fold_in(key, jax.lax.axis_index(axis_name))`.
       precision: passed to both products, as in `jax.lax`.
       implementation: "blocked", whose memory is linear in t + s; "xla", which holds all t * s
         scores and can be differentiated again; "cudnn", for 16 bits on NVIDIA's GPUs; "pallas",
@@ -65,7 +70,7 @@ def attention(
 
     Raises:
       ShapeError: the arrays do not fit together.
-      ConfigError: dropout_rate is not in [0, 1), or soft_cap is not positive.
+      ConfigError: dropout_rate is not in [0, 1), soft_cap is not positive, or either is an array.
       UnsupportedError: the named implementation cannot do it here.
 
     The softmax is computed in at least float32.
@@ -78,11 +83,19 @@ def attention(
     >>> attention(q, k, v, is_causal=True)[0, :, 0, 0]
     Array([1., 2.], dtype=float32)
     """
-    lengths = query_lengths, key_lengths
-    scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
-    options = Options(scale, is_causal, soft_cap, dropout_rate, precision)
     return _attend(
-        "attention", query, key, value, bias, mask, *lengths, dropout_key, options, implementation
+        "attention",
+        query,
+        key,
+        value,
+        bias,
+        mask,
+        query_lengths,
+        key_lengths,
+        dropout_key,
+        scale,
+        Options(1.0, is_causal, soft_cap, dropout_rate, precision),
+        implementation,
     )[0]
 
 
@@ -90,13 +103,13 @@ def attention_and_lse(
     query: Array,
     key: Array,
     value: Array,
-    bias: Array | None = None,
-    mask: Array | None = None,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     *,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     is_causal: bool = False,
-    query_lengths: Array | None = None,
-    key_lengths: Array | None = None,
+    query_lengths: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
     soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -124,12 +137,19 @@ def attention_and_lse(
     >>> attention_and_lse(q, k, v)[1][0, 0] == jnp.log(3)
     Array([ True], dtype=bool)
     """
-    lengths = query_lengths, key_lengths
-    scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
-    options = Options(scale, is_causal, soft_cap, dropout_rate, precision)
-    where = "attention_and_lse"
     return _attend(
-        where, query, key, value, bias, mask, *lengths, dropout_key, options, implementation
+        "attention_and_lse",
+        query,
+        key,
+        value,
+        bias,
+        mask,
+        query_lengths,
+        key_lengths,
+        dropout_key,
+        scale,
+        Options(1.0, is_causal, soft_cap, dropout_rate, precision),
+        implementation,
     )
 
 
@@ -138,22 +158,28 @@ def _attend(
     query: Array,
     key: Array,
     value: Array,
-    bias: Array | None,
-    mask: Array | None,
-    query_lengths: Array | None,
-    key_lengths: Array | None,
+    bias: ArrayLike | None,
+    mask: ArrayLike | None,
+    query_lengths: ArrayLike | None,
+    key_lengths: ArrayLike | None,
     dropout_key: Array | None,
+    scale: float | Array | None,
     options: Options,
     implementation: str | None,
 ) -> tuple[Array, Array]:
     check_tokens(where, query, key, value)
+    bias, mask = (
+        None if given is None else as_array(where, name, given)
+        for name, given in (("bias", bias), ("mask", mask))
+    )
     _check_scores(where, query, key, bias, mask)
-    lengths = []
-    for name, given in (("query_lengths", query_lengths), ("key_lengths", key_lengths)):
-        lengths.append(None if given is None else jnp.asarray(given))
-        if given is not None:
-            check_lengths(where, name, lengths[-1], query.shape[0])
-    _check_options(where, options)
+    lengths = (
+        None if given is None else as_lengths(where, name, given, query.shape[0])
+        for name, given in (("query_lengths", query_lengths), ("key_lengths", key_lengths))
+    )
+    check_options(where, options)
+    query, scale = scaled(where, query, scale)
+    options = options._replace(scale=scale)
     if dropout_key is None or options.dropout_rate == 0:
         dropout_key, options = None, options._replace(dropout_rate=0.0)
     else:
@@ -167,8 +193,14 @@ def _attend(
     }
     run = select(where, implementations, implementation, lambda: _rule(query, key))
     args = query, key, value, bias, mask, *lengths, dropout_key, options
-    alone, arrays = of_arrays(run, args, {})
+    alone, arrays = of_arrays(_of_none if 0 in query.shape else run, args, {})
     return left_to_compiler(alone, *arrays)
+
+
+def _of_none(query: Array, _, value: Array, *__) -> tuple[Array, Array]:
+    """What no queries find, or those of no images."""
+    y = jnp.zeros((*query.shape[:3], value.shape[3]), query.dtype)
+    return y, jnp.zeros(query.shape[:3], accumulator(query.dtype))
 
 
 def _rule(query: Array, key: Array) -> tuple[str, str]:
@@ -207,22 +239,3 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and all(
         n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
     )
-
-
-def _check_options(where: str, options: Options) -> None:
-    if not 0 <= options.dropout_rate < 1:
-        raise ConfigError(
-            where,
-            f"dropout_rate={options.dropout_rate}",
-            "a share of the weights from 0 to below 1",
-            "Drop nothing with 0",
-            "dropout_rate=0.0" if options.dropout_rate < 0 else "dropout_rate=0.9",
-        )
-    if options.soft_cap is not None and not options.soft_cap > 0:
-        raise ConfigError(
-            where,
-            f"soft_cap={options.soft_cap}",
-            "a positive number, which logits do not exceed, or None",
-            "Leave it out for no cap",
-            "soft_cap=None",
-        )

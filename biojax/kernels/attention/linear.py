@@ -11,7 +11,7 @@ from biojax.kernels.dispatch import accumulator, select
 from biojax.kernels.meshes import split_as_input
 from biojax.kernels.scan.checks import check_chunk, of_states
 from biojax.kernels.scan.chunks import by_chunks
-from biojax.typing import Array, Precision
+from biojax.typing import Array, ArrayLike, Precision
 
 __all__ = ["elu_plus_one", "linear_attention"]
 
@@ -28,8 +28,8 @@ def linear_attention(
     key: Array,
     value: Array,
     *,
-    mask: Array | None = None,
-    key_lengths: Array | None = None,
+    mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
     is_causal: bool = False,
     feature_map: FeatureMap = elu_plus_one,
     chunk: int | None = None,
@@ -48,7 +48,8 @@ def linear_attention(
       query: (b, t, n, k).
       key: (b, s, m, k), m dividing n: each head of key and value serves n / m heads of query.
       value: (b, s, m, v).
-      mask: boolean, broadcastable to (b, 1, 1, s); True for keys that may be seen.
+      mask: boolean, broadcastable to (b, 1, 1, s); True for keys that may be seen. It hides keys
+        alone, as there are no scores to hide, and so is named, not the fourth.
       key_lengths: how many keys there are, (b,), whole numbers; those after them are not seen.
       is_causal: query i sees keys 0 to i only.
       feature_map: phi, of arrays (..., k) to arrays (..., f) of numbers that are not negative; it

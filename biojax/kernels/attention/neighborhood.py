@@ -8,7 +8,7 @@ from jax import lax
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention import neighborhood_blocked, neighborhood_xla
-from biojax.kernels.attention.checks import check_images
+from biojax.kernels.attention.checks import check_images, scaled
 from biojax.kernels.attention.neighbors import Axis, part_of, with_halo
 from biojax.kernels.conv.geometry import per_axis
 from biojax.kernels.dispatch import select
@@ -30,7 +30,7 @@ def neighborhood_attention(
     dilation: IntOrTuple = 1,
     stride: IntOrTuple = 1,
     is_causal: bool | Sequence[bool] = False,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     axis_names: Sequence[str | None] | None = None,
     precision: Precision = None,
     implementation: str | None = None,
@@ -56,7 +56,7 @@ def neighborhood_attention(
       is_causal: whether keys after the query are hidden, for each axis or for all. The window then
         ends at the query, and is cut off at the first voxel; queries that share one share its
         beginning, which is that of the last of them.
-      scale: 1 / sqrt(k) if None.
+      scale: 1 / sqrt(k) if None; an array of no axes is multiplied into query.
       axis_names: inside of `jax.shard_map`, the axes of the mesh over which the spatial ones are
         spread, None for those that are not. Arrays are this device's part.
       precision: passed to both products, as in `jax.lax`.
@@ -113,7 +113,7 @@ def neighborhood_attention(
     axes = tuple(map(Axis, whole, kernel, dilation, stride, causal, names, parts))
     halo = [part_of(where, axis) for axis in axes]
     key, value = (with_halo(x, axes, halo) for x in (key, value))
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query, scale = scaled(where, query, scale)
     implementations = {
         "xla": neighborhood_xla.neighborhood_attention,
         "blocked": neighborhood_blocked.neighborhood_attention,

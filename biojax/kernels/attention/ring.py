@@ -23,11 +23,11 @@ from jax import lax
 
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.attention import blocked
-from biojax.kernels.attention.checks import check_tokens, seen_keys
+from biojax.kernels.attention.checks import check_options, check_tokens, scaled, seen_keys
 from biojax.kernels.attention.scores import Options
 from biojax.kernels.attention.zigzag import from_zigzag, to_zigzag
 from biojax.kernels.meshes import varying
-from biojax.typing import Array, Precision
+from biojax.typing import Array, ArrayLike, Precision
 
 __all__ = ["ring_attention"]
 
@@ -46,10 +46,10 @@ def ring_attention(
     value: Array,
     *,
     axis_name: str,
-    mask: Array | None = None,
-    key_lengths: Array | None = None,
+    mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     soft_cap: float | None = None,
     precision: Precision = None,
 ) -> Array:
@@ -62,10 +62,11 @@ def ring_attention(
       key: (b, s, m, k), m dividing n: each head of key and value serves n / m heads of query.
       value: (b, s, m, v).
       axis_name: of the mesh.
-      mask: boolean, broadcastable to (b, 1, 1, s); True for keys of this part that may be seen.
+      mask: boolean, broadcastable to (b, 1, 1, s); True for keys of this part that may be seen. It
+        hides keys alone, as no device has the scores of all, and so is named, not the fifth.
       key_lengths: how many keys there are in the whole, (b,), the same on all devices.
       is_causal: query i of the whole sees keys 0 to i only; t and s are equal, and even.
-      scale: 1 / sqrt(k) if None.
+      scale: 1 / sqrt(k) if None; an array of no axes is multiplied into query.
       soft_cap: c of c * tanh(x / c), applied to the scaled products.
       precision: passed to every product, as in `jax.lax`.
 
@@ -75,7 +76,7 @@ def ring_attention(
 
     Raises:
       ShapeError: the arrays do not fit together.
-      ConfigError: there is no such axis here.
+      ConfigError: there is no such axis here, or soft_cap is not positive.
 
     Partial results and gradients are summed in at least float32. A device holds its own part, two
     parts of keys and values that go round, and two of their gradients; of the scores no more than
@@ -100,12 +101,11 @@ def ring_attention(
             "as many queries as keys, and an even number of them",
             "Fill the sequence up, and name the number of keys with key_lengths",
         )
-    options = Options(
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        is_causal,
-        soft_cap,
-        precision=precision,
-    )
+    query, scale = scaled(where, query, scale)
+    options = Options(scale, is_causal, soft_cap, precision=precision)
+    check_options(where, options)
+    if 0 in query.shape:
+        return jnp.zeros((*query.shape[:3], value.shape[3]), query.dtype)
     arrays = query, _Keys(key, value, seen)
     query, keys = jax.tree.map(lambda x: varying(x, rank, *jax.tree.leaves(arrays)), arrays)
     if not is_causal:

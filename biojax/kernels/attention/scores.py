@@ -103,6 +103,7 @@ def are_small(query: Array, key: Array, bias: Array | None, scale: float) -> Arr
     count, whose exponential is to vanish. One answer for all of a `vmap`, which would else compute
     both ways.
     """
+    query, key, bias = lax.stop_gradient((query, key, bias))
     bound = abs(scale) * _largest_norm(query) * _largest_norm(key)
     if bias is not None:
         bound += _largest_norm(jnp.where(bias == -jnp.inf, 0, bias)[..., None])

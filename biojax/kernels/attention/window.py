@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention import window_blocked, window_xla
-from biojax.kernels.attention.checks import check_images
+from biojax.kernels.attention.checks import check_images, scaled
 from biojax.kernels.attention.windows import Settings
 from biojax.kernels.conv.geometry import per_axis
 from biojax.kernels.dispatch import accumulator, of_arrays, platform, select
@@ -25,7 +25,7 @@ def window_attention(
     *,
     window_size: IntOrTuple,
     shift: int | Sequence[int] = 0,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     precision: Precision = None,
     implementation: str | None = None,
 ) -> Array:
@@ -46,7 +46,7 @@ def window_attention(
       bias: added to the scaled products, (n, w, w), w the voxels of a window; see `relative_bias`.
       window_size: one number for all spatial axes, or one each; must divide the image.
       shift: how far the grid of windows is moved, from 0 to window_size - 1; one for all or each.
-      scale: 1 / sqrt(k) if None.
+      scale: 1 / sqrt(k) if None; an array of no axes is multiplied into query.
       precision: passed to every product, as in `jax.lax`.
       implementation: "xla" (all windows at once), "blocked" (groups of windows one after the
         other, whose scores are computed anew for gradients; differentiates in reverse only), or
@@ -81,8 +81,8 @@ def window_attention(
             f"(n, w, w) = {scores}",
             "Make it for these windows: relative_bias(table, window_size)",
         )
-    scaled_by = query.shape[-1] ** -0.5 if scale is None else scale
-    settings = Settings(window, shifts, scaled_by, precision)
+    query, by = scaled("window_attention", query, scale)
+    settings = Settings(window, shifts, by, precision)
     run = select(
         "window_attention", _IMPLEMENTATIONS, implementation, lambda: _choose(query, window)
     )
