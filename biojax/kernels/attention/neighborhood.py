@@ -76,8 +76,9 @@ def neighborhood_attention(
     beside some copies of the arrays does not depend on their size. Over devices, keys and values
     at the edges of parts are sent to the neighbours.
     Source: Hassani et al., "Neighborhood attention transformer", CVPR 2023, section 3; dilation:
-    Hassani and Shi, "Dilated neighborhood attention transformer", 2022, section 3; causal and
-    stride: Hassani et al., "Generalized neighborhood attention", 2025, section 3.
+    Hassani and Shi, "Dilated neighborhood attention transformer", 2022, section 3; causal: Hassani
+    et al., "Faster neighborhood attention", NeurIPS 2024, section 3; stride: Hassani et al.,
+    "Generalized neighborhood attention", 2025, section 3.
 
     >>> import jax.numpy as jnp
     >>> q = k = jnp.zeros((1, 5, 1, 1))
