@@ -1,5 +1,6 @@
 """What biojax wants to reach against its peers, and how far it is from there."""
 
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,10 @@ from biojax.kernels.specs import LARGE
 __all__ = ["AIMS", "Aim", "summary"]
 
 
+# Of a contest, among all of its run; None where the aim is not about it.
+Measure = Callable[[Result, Sequence[Result]], float | None]
+
+
 class Aim(NamedTuple):
     """A bar for something that each contest measures.
 
@@ -18,14 +23,14 @@ class Aim(NamedTuple):
       title: what is measured.
       over: `min` and `geometric_mean` of what should be large, or `max` of what should be small.
       bar: what that should reach.
-      measure: of one contest; None where the aim is not about it.
+      measure: of one contest.
       together: float32 and bfloat16 count as one; otherwise each has to reach the bar.
     """
 
     title: str
     over: Callable[[Iterable[float]], float]
     bar: float
-    measure: Callable[[Result], float | None]
+    measure: Measure
     together: bool = False
 
     def reached(self, value: float) -> bool:
@@ -33,10 +38,10 @@ class Aim(NamedTuple):
         return value <= self.bar if self.over is max else value >= self.bar
 
 
-def _ratio(rival: str, fits: Callable[[Result], bool]) -> Callable[[Result], float | None]:
+def _ratio(rival: str, fits: Callable[[Result], bool]) -> Measure:
     """Times of PyTorch are those of its faster layout, of XLA those of its faster way."""
 
-    def measure(result: Result) -> float | None:
+    def measure(result: Result, _: Sequence[Result]) -> float | None:
         if not fits(result):
             return None
         found = result.against(result.layout if rival == "torch" else result.plain)
@@ -45,8 +50,31 @@ def _ratio(rival: str, fits: Callable[[Result], bool]) -> Callable[[Result], flo
     return measure
 
 
-def _compile(fits: Callable[[Result], bool]) -> Callable[[Result], float | None]:
-    return lambda result: result.compile_seconds.get("biojax") if fits(result) else None
+def _times(other: str, fits: Callable[[Result], bool]) -> Measure:
+    """How many times as long biojax takes as in another contest of the run, in the same mode."""
+
+    def measure(result: Result, results: Sequence[Result]) -> float | None:
+        found = [r for r in results if (r.name, r.mode) == (other, result.mode)]
+        if not found or not fits(result):
+            return None
+        ours, theirs = (statistics.median(r.rounds["biojax"]) for r in (result, found[0]))
+        return ours / theirs
+
+    return measure
+
+
+def _compile(fits: Callable[[Result], bool]) -> Measure:
+    return lambda result, _: result.compile_seconds.get("biojax") if fits(result) else None
+
+
+def _extra_mib(fits: Callable[[Result], bool]) -> Measure:
+    """MiB beside arguments and results."""
+
+    def measure(result: Result, _: Sequence[Result]) -> float | None:
+        found = result.extra_bytes.get("biojax") if fits(result) else None
+        return None if found is None else found / 2**20
+
+    return measure
 
 
 def _any(result: Result) -> bool:
@@ -129,6 +157,18 @@ AIMS = (
     Aim(
         "PyTorch, a dense mask / biojax, neighbourhoods", min, 10.0, _ratio("torch", _NEIGHBORHOOD)
     ),
+    Aim(
+        "neighbourhoods / windows, both biojax",
+        max,
+        4.0,
+        _times("window_attention/49_n3_k16", _NEIGHBORHOOD),
+    ),
+    Aim(
+        "MiB beside arguments and results, attention of 16,384 tokens",
+        max,
+        256.0,
+        _extra_mib(_is("attention/t16384_n8")),
+    ),
     Aim("seconds to compile a kernel", max, 5.0, _compile(_is_kernel)),
     Aim("seconds to compile the U-Net's step", max, 40.0, _compile(_is_unet_step)),
 )
@@ -144,7 +184,7 @@ def summary(results: Sequence[Result], aims: Sequence[Aim] = AIMS) -> str:
     for aim in aims:
         measured: dict[tuple[str, str], dict[str, float]] = {}
         for result in results:
-            if (value := aim.measure(result)) is not None:
+            if (value := aim.measure(result, results)) is not None:
                 kind = ("both" if aim.together else result.dtype, _how(result))
                 measured.setdefault(kind, {})[result.name] = value
         rows += [_row(aim, kind, values) for kind, values in measured.items()]

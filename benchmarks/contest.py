@@ -40,12 +40,14 @@ class Contender(NamedTuple):
         gradient, channels last.
       compile_seconds: of tracing, lowering and compilation together; None where nothing is.
       choices: which implementations of biojax's kernels run in it, and why.
+      extra_bytes: of its program beside arguments and results; None where they are not known.
     """
 
     run: Callable[[], object]
     result: Callable[[], list[np.ndarray]]
     compile_seconds: float | None = None
     choices: tuple[str, ...] = ()
+    extra_bytes: int | None = None
 
 
 class Contest(NamedTuple):
@@ -66,6 +68,7 @@ class Result:
       rounds: seconds of each contender, in order.
       compile_seconds: of each contender that is compiled.
       choices: which implementations ran in biojax, and why.
+      extra_bytes: beside arguments and results, of each contender of which they are known.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Result:
     rounds: dict[str, tuple[float, ...]]
     compile_seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     choices: tuple[str, ...] = ()
+    extra_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def layout(self) -> str | None:
@@ -121,28 +125,33 @@ def hold(contest: Contest, *, budget: float = 10.0, at_most: int = 9, **options:
             runs, budget=budget - spent, at_least=1, at_most=max(at_most - 2, 1), **options
         )
         rounds = {name: rounds[name] + more[name] for name in runs}
-    compiled = {
-        name: each.compile_seconds
-        for name, each in contenders.items()
-        if each.compile_seconds is not None
-    }
+
+    def known(attribute: str) -> dict[str, Any]:
+        values = {name: getattr(each, attribute) for name, each in contenders.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    compiled, extra = known("compile_seconds"), known("extra_bytes")
     choices = contenders["biojax"].choices
-    return Result(contest.name, contest.mode, contest.dtype, rounds, compiled, choices)
+    return Result(contest.name, contest.mode, contest.dtype, rounds, compiled, choices, extra)
 
 
 def jax_contender(mode: str, function: Callable, arguments: tuple) -> Contender:
     """A function of arrays, compiled; in the mode "both" with the gradients of all of them."""
     timed, inputs = in_mode(mode, function, arguments)
     program, seconds = compile_timed(timed, inputs)
+    memory = program.memory_analysis()
     return Contender(
         lambda: jax.block_until_ready(program(*inputs)),
         lambda: jax_result(program(*inputs)),
         seconds,
         choices_of(function, *arguments),
+        None if memory is None else memory.temp_size_in_bytes,
     )
 
 
-def compile_timed(function: Callable, arguments: tuple, **options: Any) -> tuple[Callable, float]:
+def compile_timed(
+    function: Callable, arguments: tuple, **options: Any
+) -> tuple[jax.stages.Compiled, float]:
     """The program of `jax.jit(function, **options)`, and the seconds from the one to the other."""
     start = time.perf_counter()
     program = jax.jit(function, **options).lower(*arguments).compile()

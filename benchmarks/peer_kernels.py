@@ -14,7 +14,7 @@ from biojax.kernels.specs import LARGE, Spec
 
 __all__ = ["kernel_contests"]
 
-# A rival that holds the scores of all heads takes part up to so many bytes of them.
+# A rival that holds the scores of all heads takes part with fewer bytes of them.
 _MOST_BYTES = 2**33
 
 
@@ -40,7 +40,7 @@ def _prepare(kernel: str, spec: Spec, mode: str) -> dict[str, Contender]:
         ours, plain = _first_of(ours), _first_of(plain)
     found = {"biojax": jax_contender(mode, ours, arrays)}
     # For gradients it holds them about four times.
-    fits = _scores(kernel, spec) * (1 if mode == "forward" else 4) <= _MOST_BYTES
+    fits = _scores(kernel, spec) * (1 if mode == "forward" else 4) < _MOST_BYTES
     if fits:
         found["xla"] = jax_contender(mode, plain, arrays)
     if kernel in ASSOCIATIVE:

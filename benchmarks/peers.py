@@ -50,6 +50,8 @@ _HEAD = (
     "rounds",
     "compile",
     "XLA's compile",
+    "MiB",
+    "XLA's MiB",
 )
 
 
@@ -162,6 +164,10 @@ def _row(result: Result) -> tuple[str, ...]:
         found = result.compile_seconds.get(name)
         return "-" if found is None else f"{found:.2f} s"
 
+    def extra(name: str) -> str:
+        found = result.extra_bytes.get(name)
+        return "-" if found is None else f"{found / 2**20:.1f}"
+
     layout, plain = result.layout, result.plain
     return (
         result.name,
@@ -174,6 +180,8 @@ def _row(result: Result) -> tuple[str, ...]:
         str(len(result.rounds["biojax"])),
         compiled("biojax"),
         compiled("xla"),
+        extra("biojax"),
+        extra("xla"),
     )
 
 

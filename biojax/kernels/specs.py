@@ -300,7 +300,7 @@ _LARGE_ATTENTION = [
     _tokens(1024, 8),
     _tokens(1024, 8)._replace(name="t1024_n8_causal", options={"is_causal": True}),
     Spec("t343_n4_windows", ((16, 343, 4, 32),) * 3),
-    *(_tokens(t, n) for t, n in ((1728, 8), (4096, 8), (13_824, 2), (65_536, 1))),
+    *(_tokens(t, n) for t, n in ((1728, 8), (4096, 8), (13_824, 2), (16_384, 8), (65_536, 1))),
 ]
 
 

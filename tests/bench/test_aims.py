@@ -1,5 +1,7 @@
 """What is aimed at, what was reached, and by how much not."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks.aims import AIMS, summary
@@ -98,6 +100,25 @@ def test_attention_has_a_bar_for_each_mode():
         "| forward | 1 | at least 0.9 | 0.95 | yes | - |",
         "| with gradients | 1 | at least 1 | 0.95 | no (-0.05) | attention/t4096_n8 0.95 (-0.05) |",
     ]
+
+
+def test_neighbourhoods_are_held_against_windows_of_the_same_run_and_mode():
+    windows = result("window_attention/49_n3_k16", "both")
+    neighbourhoods = [
+        dataclasses.replace(
+            result("neighborhood_attention/48_n3_k16", mode), rounds={"biojax": (5.0, 4.5, 9.0)}
+        )
+        for mode in ("forward", "both")
+    ]
+    (row,) = [row for row in rows(windows, *neighbourhoods) if "neighbourhoods / windows" in row]
+    assert "| with gradients | 1 | at most 4 | 5.00 | no (+1.00) |" in row
+
+
+def test_memory_of_attention_is_in_mebibytes():
+    extra = {"biojax": 2**28, "xla": 2**33}
+    held = dataclasses.replace(result("attention/t16384_n8"), extra_bytes=extra)
+    (row,) = [row for row in rows(held, result("attention/t4096_n8")) if "MiB" in row]
+    assert "| forward | 1 | at most 256 | 256.00 | yes |" in row
 
 
 @pytest.mark.parametrize("aim", AIMS, ids=[aim.title for aim in AIMS])

@@ -23,8 +23,9 @@ def results() -> list[Result]:
     }
     alone = {"biojax": (2.0, 2.0), "xla": (2.0, 2.0)}
     compiled, choices = {"biojax": 1.234, "xla": 0.5}, ("conv: planes (on CPU)",)
+    extra = {"biojax": 3 * 2**19, "xla": 2**30}
     return [
-        Result("conv/3d_64_c32", "forward", "float32", rounds, compiled, choices),
+        Result("conv/3d_64_c32", "forward", "float32", rounds, compiled, choices, extra),
         Result("conv/2d_256_c64", "forward", "float32", alone),
     ]
 
@@ -63,13 +64,14 @@ def test_limits_are_wider_for_bfloat16_and_for_what_a_step_changes():
 )
 def test_three_rounds_at_least_unless_they_are_long(long, at_most, budget, count, monkeypatch):
     monkeypatch.setattr(contests, "_LONG_ROUND", long)
-    ours = contender([1.0])._replace(compile_seconds=0.5, choices=("why",))
+    ours = contender([1.0])._replace(compile_seconds=0.5, choices=("why",), extra_bytes=3)
     contest = Contest("x/y", "forward", "float32", lambda: {"biojax": ours, "xla": contender([1])})
     found = hold(contest, at_most=at_most, budget=budget, pause=0.0, turn=0.0)
     assert [len(rounds) for rounds in found.rounds.values()] == [count, count]
     assert found.layout is None
     assert found.compile_seconds == {"biojax": 0.5}
     assert found.choices == ("why",)
+    assert found.extra_bytes == {"biojax": 3}
 
 
 def test_ratios_above_one_are_in_our_favour(results):
@@ -91,9 +93,9 @@ def test_the_table(results):
     rows = table(results).splitlines()
     assert rows[2] == (
         "| conv/3d_64_c32 | forward | 1000 ms | 4000 ms | 500 ms channels_last "
-        "| 4.00 ±0.00 | 0.50 ±0.00 | 3 | 1.23 s | 0.50 s |"
+        "| 4.00 ±0.00 | 0.50 ±0.00 | 3 | 1.23 s | 0.50 s | 1.5 | 1024.0 |"
     )
-    assert rows[3].endswith("| - | 1.00 ±0.00 | - | 2 | - | - |")
+    assert rows[3].endswith("| - | 1.00 ±0.00 | - | 2 | - | - | - | - |")
 
 
 def test_mistakes_are_answered(capsys):
