@@ -9,8 +9,7 @@ import numpy as np
 
 from biojax.errors import ShapeError
 from biojax.kernels.conv.geometry import per_axis
-from biojax.modules.conv import Conv
-from biojax.typing import Array, Dtype, IntOrTuple
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["PatchEmbed", "sincos_positions", "unpatch"]
 
@@ -21,6 +20,7 @@ class PatchEmbed(nn.Module):
     Args:
       features: size of a token.
       patch_size: one number for all spatial axes, or one each.
+      precision: of the product.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -32,6 +32,7 @@ class PatchEmbed(nn.Module):
 
     features: int
     patch_size: IntOrTuple
+    precision: Precision = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -48,16 +49,19 @@ class PatchEmbed(nn.Module):
                 "Pad or crop the image",
                 f"{fits}",
             )
-        tokens = Conv(
+        # Not a convolution, whose compilation may write out every tap: 4,096 in patches of 16.
+        cut = zip(x.shape[1:-1], size, strict=True)
+        x = x.reshape(x.shape[0], *(m for n, k in cut for m in (n // k, k)), x.shape[-1])
+        rank = len(size)
+        x = x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+        return nn.DenseGeneral(
             self.features,
-            size,
-            strides=size,
-            padding="VALID",
+            range(-rank - 1, 0),
+            precision=self.precision,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="proj",
-        )(x)
-        return tokens.reshape(x.shape[0], -1, self.features)
+        )(x.reshape(x.shape[0], -1, *size, x.shape[-1]))
 
 
 def unpatch(tokens: Array, grid: IntOrTuple, patch_size: IntOrTuple) -> Array:

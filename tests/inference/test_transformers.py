@@ -11,19 +11,27 @@ from biojax.models import create_model
 from biojax.tasks import Segmentation
 from biojax.training import TrainState, make_train_step
 
-TINY = {"num_layers": 1, "num_heads": 2, "patch_size": 4}
+TINY = {"image_size": 8, "num_layers": 1, "num_heads": 2, "patch_size": 4}
 MODELS = {
     "primus_s": {"features": 12, **TINY},
     "unetr": {"features": 4, "hidden_features": 4, **TINY},
 }
 WIDER = {
-    "primus_s": {"num_layers": 4},
+    "primus_s": {"image_size": 64, "num_layers": 4},
+    "swin_unetr": {"features": 12},
+    "unetr": {
+        "image_size": 64,
+        "features": 8,
+        "hidden_features": 192,
+        "num_layers": 4,
+        "num_heads": 4,
+    },
 }
 
 
 def train_and_predict(name, fields, size, with_parameters):
     """The model, its variables after a step that lowers the loss, a volume and its logits."""
-    model = create_model(name, out_channels=2, image_size=size, **fields)
+    model = create_model(name, out_channels=2, **fields)
     rng = np.random.default_rng(0)
     volume = rng.standard_normal((size, size, size * 3 // 2, 1)).astype(np.float32)
     image = volume[None, :, :, :size]
