@@ -4,8 +4,11 @@ from functools import partial
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from biojax.errors import ShapeError
 from biojax.kernels import attention, axial_attention
@@ -33,17 +36,38 @@ def test_line_by_line(axis):
 
 def test_groups_of_lines_are_as_all(outputs_and_gradients, quickly):
     results = []
-    for scores in (axial.SCORES, 200):  # at once, and in groups
+    for scores in (axial.SCORES, 400):  # at once, and in 4 groups of 4 of the 15 lines
 
         def run(query, key, value, bias):  # more keys than queries
             return axial_attention(query[:, :, :3], key, value, bias[:, :3], MASK[:3], axis=2)
 
         with mock.patch.object(axial, "SCORES", scores):
-            assert ("scan[" in str(jax.make_jaxpr(run)(Q, K, V, BIAS))) == (scores == 200)
+            assert ("scan[" in str(jax.make_jaxpr(run)(Q, K, V, BIAS))) == (scores == 400)
             f = jax.jit(partial(outputs_and_gradients, run), compiler_options=quickly)
             results.append(f(Q, K, V, BIAS))
     for whole, parts in zip(*results, strict=True):
         np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_group_is_no_single_line():
+    """Whatever the number of lines: of 251, in at least 6 groups, 42 at a time."""
+    line = jax.ShapeDtypeStruct((1, 251, 4, 1, 1), jnp.float32)
+    with mock.patch.object(axial, "SCORES", 700):
+        traced = jax.make_jaxpr(partial(axial_attention, axis=2))(*(line,) * 3)
+    assert "length=6" in str(traced)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_bias_and_mask_may_be_spread(kind, mesh_of, compiled):
+    """Over heads, as may images."""
+    arrays = (Q, K, V, BIAS, np.broadcast_to(MASK, (4, 4, 4)))
+    of_images, of_scores = P(None, None, None, None, "a"), P("a")
+    with jax.set_mesh(mesh_of(2, kind=kind)):
+        specs = (*(of_images,) * 3, *(of_scores,) * 2)
+        spread = [jax.device_put(x, spec) for x, spec in zip(arrays, specs, strict=True)]
+        y, collectives = compiled(partial(axial_attention, axis=2), *spread)
+    assert collectives <= {"all-reduce"}
+    np.testing.assert_allclose(y, axial_attention(*arrays, axis=2), rtol=1e-5, atol=1e-6)
 
 
 def test_memory_is_that_of_volumes_and_a_group(memory):

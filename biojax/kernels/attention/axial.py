@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import ShapeError
+from biojax.kernels.attention.checks import as_array, scaled
 from biojax.kernels.attention.full import attention
+from biojax.kernels.dispatch import of_arrays
 from biojax.kernels.meshes import left_to_compiler
-from biojax.typing import Array, Precision
+from biojax.typing import Array, ArrayLike, Precision
 
 __all__ = ["axial_attention"]
 
@@ -23,11 +25,11 @@ def axial_attention(
     query: Array,
     key: Array,
     value: Array,
-    bias: Array | None = None,
-    mask: Array | None = None,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
     *,
     axis: int,
-    scale: float | None = None,
+    scale: float | Array | None = None,
     is_causal: bool = False,
     precision: Precision = None,
     implementation: str | None = None,
@@ -46,7 +48,7 @@ def axial_attention(
         axis: the same for all lines.
       mask: boolean, broadcastable to (n, t, s); True where a query may look.
       axis: of the arrays, from 1 on: 1 is the first of the spatial ones.
-      scale: 1 / sqrt(k) if None.
+      scale: 1 / sqrt(k) if None; an array of no axes is multiplied into query.
       is_causal: query i of a line sees its keys 0 to i only.
       precision: passed to both products, as in `jax.lax`.
       implementation: of `attention`.
@@ -67,7 +69,13 @@ def axial_attention(
     Array([[0.5, 0.5],
            [2.5, 2.5]], dtype=float32)
     """
-    axis = _checked(query, key, value, bias, mask, axis)
+    where = "axial_attention"
+    bias, mask = (
+        None if given is None else as_array(where, name, given)
+        for name, given in (("bias", bias), ("mask", mask))
+    )
+    axis = _checked(where, query, key, value, bias, mask, axis)
+    query, scale = scaled(where, query, scale)
     options = {
         "scale": scale,
         "is_causal": is_causal,
@@ -76,15 +84,16 @@ def axial_attention(
     }
     (b, *sizes, n, _), s = query.shape, key.shape[axis]
     count = math.prod(sizes) // query.shape[axis]
-    groups = _least_divisor(count, math.ceil(b * n * math.prod(sizes) * s / SCORES))
+    groups = min(count, math.ceil(b * n * math.prod(sizes) * s / SCORES))
     attend = partial(_attend, **options) if groups == 1 else partial(_in_groups, groups, **options)
 
-    def of_images(query: Array, key: Array, value: Array) -> Array:
+    def of_images(query, key, value, bias, mask) -> Array:
         y = attend(tuple(_lines(x, axis) for x in (query, key, value)), bias, mask)
         others = [size for i, size in enumerate(sizes, 1) if i != axis]
         return jnp.moveaxis(y.reshape(b, *others, *y.shape[2:]), -3, axis)
 
-    return left_to_compiler(of_images, query, key, value)
+    alone, arrays = of_arrays(of_images, (query, key, value, bias, mask), {})
+    return left_to_compiler(alone, *arrays)
 
 
 Lines = tuple[Array, Array, Array]
@@ -100,12 +109,20 @@ def _attend(lines: Lines, bias: Array | None, mask: Array | None, **options) -> 
 
 @partial(jax.jit, static_argnums=0, static_argnames=_OPTIONS)
 def _in_groups(groups: int, lines: Lines, bias: Array | None, mask: Array | None, **options):
-    """The same, some lines after the others; the scores of a group are not kept for gradients."""
+    """The same, some lines after the others; the scores of a group are not kept for gradients.
+
+    Lines of zeros fill the last group.
+    """
     attend = jax.checkpoint(lambda lines: _attend(lines, bias, mask, **options))
-    split = (x.reshape(x.shape[0], groups, -1, *x.shape[2:]) for x in lines)
-    y = lax.map(attend, tuple(jnp.moveaxis(x, 1, 0) for x in split))
-    y = jnp.moveaxis(y, 0, 1)
-    return y.reshape(y.shape[0], -1, *y.shape[3:])
+    count = lines[0].shape[1]
+    size = -(-count // groups)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, -count % size), *[(0, 0)] * 3])
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+
+    y = jnp.moveaxis(lax.map(attend, tuple(map(split, lines))), 0, 1)
+    return y.reshape(y.shape[0], -1, *y.shape[3:])[:, :count]
 
 
 def _lines(x: Array, axis: int) -> Array:
@@ -114,14 +131,8 @@ def _lines(x: Array, axis: int) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[-3:])
 
 
-def _least_divisor(of: int, least: int) -> int:
-    """The least divisor that is at least so large, or the number itself."""
-    return next((d for d in range(least, of) if of % d == 0), of)
-
-
-def _checked(query, key, value, bias, mask, axis: int) -> int:
+def _checked(where: str, query, key, value, bias, mask, axis: int) -> int:
     """The axis, counted from the front, if everything fits."""
-    where = "axial_attention"
     rank = query.ndim - 3
     if not (1 <= rank <= 3 and query.ndim == key.ndim == value.ndim):
         raise ShapeError(
