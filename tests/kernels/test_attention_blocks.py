@@ -78,6 +78,31 @@ def test_as_with_all_scores_at_once(case, monkeypatch, quickly):
         )
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_gradients_are_differentiated_forward(size, monkeypatch, quickly):
+    """As of all scores at once, whether exponentials may be taken of them as they are or not."""
+    monkeypatch.setattr(blocked, "QUERIES", 4)
+    monkeypatch.setattr(blocked, "KEYS", 4)
+    arrays = [size * normal(2, 6, 2, 3), normal(2, 9, 1, 3), normal(2, 9, 1, 2)]
+    along = [normal(*x.shape) for x in arrays]
+
+    def run(implementation):
+        options = {"is_causal": True, "key_lengths": [9, 4], "implementation": implementation}
+
+        def total(*arrays):
+            return jnp.sin(attention(*arrays, bias, **options)).sum()
+
+        gradients = jax.grad(total, (0, 1, 2))
+        f = jax.jit(
+            lambda *arrays: jax.jvp(gradients, arrays, tuple(along)), compiler_options=quickly
+        )
+        return jax.tree.leaves(f(*arrays))
+
+    bias = normal(6, 9)
+    for got, want in zip(run("blocked"), run("xla"), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
 def test_lengths_are_as_if_the_rest_were_cut_off():
     lengths = np.array([30, 10]), np.array([50, 7])
     y = attention(QUERY, KEY, VALUE, query_lengths=lengths[0], key_lengths=lengths[1])

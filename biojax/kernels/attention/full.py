@@ -60,10 +60,10 @@ def attention(
         "xla" and "blocked" drop the same weights. Inside of `jax.shard_map` so do all devices: give
         each its own, `jax.random.fold_in(key, jax.lax.axis_index(axis_name))`.
       precision: passed to both products, as in `jax.lax`.
-      implementation: "blocked", whose memory is linear in t + s; "xla", which holds all t * s
-        scores and can be differentiated again; "cudnn", for 16 bits on NVIDIA's GPUs; "pallas",
-        JAX's splash kernel on TPU, inside of `jax.shard_map` where there are several; or None to
-        choose one of the first two.
+      implementation: "blocked", whose memory is linear in t + s, in reverse mode, and its gradients
+        in forward mode, as in `jax.hessian`; "xla", which holds all t * s scores, in every mode;
+        "cudnn", for 16 bits on NVIDIA's GPUs; "pallas", JAX's splash kernel on TPU, inside of
+        `jax.shard_map` where there are several; or None to choose one of the first two.
 
     Returns:
       (b, t, n, v), of query's dtype. A query that may look nowhere gives zeros.
