@@ -198,12 +198,38 @@ _ATTENTION = [
     Spec("grouped_heads", ((1, 4, 6, 4), (1, 5, 2, 4), (1, 5, 2, 4))),
     Spec("bias", ((1, 4, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4), (1, 2, 4, 5))),
     Spec("bias_per_head", ((2, 4, 2, 4), (2, 5, 2, 4), (2, 5, 2, 4), (2, 1, 1)), {"scale": 1.0}),
+    # Its first query sees nothing.
+    Spec(
+        "masked",
+        ((2, 3, 2, 4), (2, 4, 2, 4), (2, 4, 2, 3)),
+        {"mask": ((False,) * 4, (True, False) * 2, (True, True, True, False))},
+    ),
+    Spec(
+        "lengths_capped",
+        ((2, 5, 2, 4), (2, 7, 2, 4), (2, 7, 2, 4)),
+        {"query_lengths": (5, 3), "key_lengths": (2, 7), "soft_cap": 1.5},
+    ),
+    Spec(
+        "all_together",
+        ((1, 7, 4, 3), (1, 5, 2, 3), (1, 5, 2, 2), (4, 7, 5)),
+        {
+            "mask": (True, False, True, True, True),
+            "is_causal": True,
+            "key_lengths": (4,),
+            "soft_cap": 2.0,
+        },
+    ),
 ]
 
 _LINEAR_ATTENTION = [
     Spec("grouped_heads", ((2, 5, 4, 3), (2, 6, 2, 3), (2, 6, 2, 4))),
     Spec("causal", ((1, 7, 4, 3), (1, 7, 2, 3), (1, 7, 2, 4)), {"is_causal": True, "chunk": 3}),
     Spec("causal_cross", ((2, 5, 1, 3), (2, 3, 1, 3), (2, 3, 1, 2)), {"is_causal": True}),
+    Spec(
+        "masked",
+        ((2, 4, 2, 3), (2, 5, 1, 3), (2, 5, 1, 3)),
+        {"mask": (True, False, True, True, True), "key_lengths": (5, 3), "is_causal": True},
+    ),
 ]
 _NEIGHBORHOOD = [
     Spec(
