@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from biojax.errors import ConfigError, ShapeError
 from biojax.models.resnet3d import ResNet3D
 from biojax.modules import GatedAttentionPool
-from biojax.typing import Array, Dtype
+from biojax.typing import Array, Dtype, Precision
 
 __all__ = ["ABMIL"]
 
@@ -36,6 +36,7 @@ class ABMIL(nn.Module):
       features: size of an instance's encoding.
       hidden_features: rows of the attention's matrices.
       dropout_rate: of the encodings and before the logits, while training.
+      precision: of the products that follow the encoder, which has its own among its fields.
       dtype: of the computation; weights and logits are float32 at least.
       param_dtype: of the parameters.
 
@@ -52,6 +53,7 @@ class ABMIL(nn.Module):
     features: int = 512
     hidden_features: int = 128
     dropout_rate: float = 0.0
+    precision: Precision = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -65,13 +67,14 @@ class ABMIL(nn.Module):
         """(b, m, *spatial, c) to (b, num_classes); `mask`, (b, m), is True for real instances."""
         self._check(x)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options: dict[str, Any] = {"precision": self.precision, **kind}
         drop = nn.Dropout(self.dropout_rate, deterministic=not train)
         b, m, *shape = x.shape
         h = self._encode(x.reshape(b * m, *shape), train).reshape(b, m, self.features)
         h = drop(nn.relu(h))
         self.sow("intermediates", "instances", h)
-        z = GatedAttentionPool(self.hidden_features, name="pool", **kind)(h, mask)
-        y = nn.Dense(self.num_classes, name="head", **kind)(drop(z))
+        z = GatedAttentionPool(self.hidden_features, name="pool", **options)(h, mask)
+        y = nn.Dense(self.num_classes, name="head", **options)(drop(z))
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
     def _encode(self, x: Array, train: bool) -> Array:

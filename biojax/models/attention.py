@@ -5,13 +5,15 @@ Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021, section 3.1, wit
 tokens in place of a class token.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import PatchEmbed, TransformerBlock, make_norm, sincos_positions
-from biojax.typing import Array, Dtype, IntOrTuple
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["AttentionClassifier"]
 
@@ -28,6 +30,8 @@ class AttentionClassifier(nn.Module):
       num_layers: blocks.
       mlp_ratio: width of a block's hidden layer over features.
       dropout_rate: while training.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
       dtype: of the computation; logits are float32 at least.
       param_dtype: of the parameters.
     """
@@ -40,6 +44,8 @@ class AttentionClassifier(nn.Module):
     num_layers: int = 2
     mlp_ratio: float = 4.0
     dropout_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -53,17 +59,20 @@ class AttentionClassifier(nn.Module):
         """(b, *spatial, c) to (b, num_classes)."""
         check_image("attention_classifier", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
+        x = PatchEmbed(self.features, self.patch_size, self.precision, name="embed", **kind)(x)
         x = x + sincos_positions(x.shape[1], self.features).astype(x.dtype)
         for i in range(self.num_layers):
             x = TransformerBlock(
                 self.num_heads,
                 mlp_ratio=self.mlp_ratio,
                 dropout_rate=self.dropout_rate,
+                precision=self.precision,
+                implementation=self.implementation,
                 name=f"block{i}",
                 **kind,
             )(x, train=train)
             self.sow("intermediates", f"tokens{i}", x)
         x = make_norm("layer", **kind)(x).mean(axis=1)
-        y = nn.Dense(self.num_classes, name="head", **kind)(x)
+        options: dict[str, Any] = {"precision": self.precision, **kind}
+        y = nn.Dense(self.num_classes, name="head", **options)(x)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))

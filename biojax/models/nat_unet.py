@@ -19,7 +19,7 @@ from biojax.errors import ConfigError
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.unet import UNet
 from biojax.modules import Conv, NeighborhoodBlock, make_norm
-from biojax.typing import Array, IntOrTuple
+from biojax.typing import Array, IntOrTuple, Precision
 
 __all__ = ["NATUNet"]
 
@@ -39,6 +39,8 @@ class NATUNet(UNet):
       layer_scale: what learned scales of the branches start from; None for no such scales.
       drop_path_rate: share of images that leave out the last block, while training; from block to
         block it rises to that linearly, beginning with none.
+      precision: of the products in blocks of attention.
+      implementation: see `biojax.kernels.neighborhood_attention`.
       out_channels, spatial_dims, features, strides, kernel_size, norm, deep_supervision, dtype,
         param_dtype: see `UNet`. `kernel_size` is that of convolutions.
     """
@@ -51,6 +53,8 @@ class NATUNet(UNet):
     mlp_ratio: float = 3.0
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
 
     _where = "nat_unet"
 
@@ -79,6 +83,8 @@ class NATUNet(UNet):
                     mlp_ratio=self.mlp_ratio,
                     layer_scale=self.layer_scale,
                     drop_path_rate=self.drop_path_rate * blocks / max(1, sum(self.num_blocks) - 1),
+                    precision=self.precision,
+                    implementation=self.implementation,
                     name=f"encoder{i}_block{j}",
                     **kind,
                 )(x, train)

@@ -19,7 +19,7 @@ from biojax.kernels import rotary_angles
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image, patch_grid, patch_strides
 from biojax.modules import ConvTranspose, LearnedPositions, PatchEmbed, TransformerBlock, make_norm
-from biojax.typing import Array, Dtype, IntOrTuple
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["Primus"]
 
@@ -48,6 +48,8 @@ class Primus(nn.Module):
         block it rises to that linearly, beginning with none.
       dropout_rate: of every branch, while training.
       attention_dropout_rate: of the attention weights, while training.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
       dtype: of the computation; the sum over blocks and the logits are float32 at least.
       param_dtype: of the parameters.
     """
@@ -67,6 +69,8 @@ class Primus(nn.Module):
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -87,9 +91,10 @@ class Primus(nn.Module):
         strides = patch_strides("primus", self.stride)
         x = self._encode(x, train)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        options = {"precision": self.precision, **kind}
         for i, f in reversed(list(enumerate(self._widths(len(strides))))):
             name = f"up{i}" if i else "head"
-            x = ConvTranspose(f, strides[i], strides=strides[i], name=name, **kind)(x)
+            x = ConvTranspose(f, strides[i], strides=strides[i], name=name, **options)(x)
             if i:
                 x = make_norm("layer", layer_name=f"up{i}_norm", **kind)(x)
                 x = nn.gelu(x, approximate=False)
@@ -100,7 +105,7 @@ class Primus(nn.Module):
         """Tokens (b, *grid, features) that have seen each other."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         grid = [n // k for n, k in zip(x.shape[1:-1], self.stride, strict=True)]
-        x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
+        x = PatchEmbed(self.features, self.patch_size, self.precision, name="embed", **kind)(x)
         b, t, c = x.shape
         if self.learned_positions:
             x = LearnedPositions(self.grid, name="positions", **kind)(x.reshape(b, *grid, c))
@@ -122,6 +127,8 @@ class Primus(nn.Module):
                 dropout_rate=self.dropout_rate,
                 attention_dropout_rate=self.attention_dropout_rate,
                 epsilon=1e-5,
+                precision=self.precision,
+                implementation=self.implementation,
                 name=f"block{i}",
                 **kind,
             )(x, angles=angles, train=train)

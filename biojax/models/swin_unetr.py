@@ -15,6 +15,7 @@ Instance norms have no scale and bias. Weights trained with MONAI before 1.6 wan
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from biojax.errors import ConfigError
 from biojax.models.checks import check_image
 from biojax.models.unetr import UNETRBlock
 from biojax.modules import Conv, ConvTranspose, PatchEmbed, PatchMerging, SwinBlock, make_norm
-from biojax.typing import Array, Dtype, IntOrTuple
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["SwinUNETR"]
 
@@ -50,6 +51,8 @@ class SwinUNETR(nn.Module):
         None; see `biojax.modules.make_norm`.
       dropout_rate: of the patches and every branch of the transformer, while training.
       drop_path_rate: of the last block, see `biojax.modules.DropPath`; rises from 0 at the first.
+      precision: of all products.
+      implementation: see `biojax.kernels.window_attention`.
       dtype: of the computation; the sum over blocks and the logits are float32 at least.
       param_dtype: of the parameters.
     """
@@ -67,6 +70,8 @@ class SwinUNETR(nn.Module):
     norm: str | None = "instance"
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -79,7 +84,8 @@ class SwinUNETR(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to (b, *spatial, out_channels)."""
         check_image("swin_unetr", x, self.spatial_dims, self.stride)
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind["precision"] = self.precision
 
         def block(x: Array, name: str) -> Array:
             return UNETRBlock(x.shape[-1], self.norm, name=name, **kind)(x, train)
@@ -109,7 +115,7 @@ class SwinUNETR(nn.Module):
             )
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         grid = [n // 2 for n in x.shape[1:-1]]
-        x = PatchEmbed(self.features, 2, name="embed", **kind)(x)
+        x = PatchEmbed(self.features, 2, self.precision, name="embed", **kind)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
         x = x.reshape(x.shape[0], *grid, -1)
         dtype, outputs = x.dtype, []
@@ -125,7 +131,8 @@ class SwinUNETR(nn.Module):
         for i, (blocks, heads) in enumerate(zip(self.num_blocks, self.num_heads, strict=True)):
             if self.stage_convs:
                 f = x.shape[-1]
-                x = UNETRBlock(f, self.norm, name=f"stage{i}_conv", **kind)(x, train)
+                name = f"stage{i}_conv"
+                x = UNETRBlock(f, self.norm, self.precision, name=name, **kind)(x, train)
             # In bfloat16 the sum over blocks would forget what is less than a few thousandths.
             x = x.astype(jnp.promote_types(dtype, jnp.float32))
             for j in range(blocks):
@@ -137,13 +144,18 @@ class SwinUNETR(nn.Module):
                     self.qkv_bias,
                     next(rates),
                     self.dropout_rate,
+                    precision=self.precision,
+                    implementation=self.implementation,
                     name=f"stage{i}_block{j}",
                     dtype=dtype,
                     param_dtype=self.param_dtype,
                 )(x, train)
-            merge = PatchMerging(
-                self.merging, name=f"merge{i}", dtype=dtype, param_dtype=self.param_dtype
-            )
-            x = merge(x)
+            x = PatchMerging(
+                self.merging,
+                precision=self.precision,
+                name=f"merge{i}",
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+            )(x)
             keep(x, f"stage{i}")
         return outputs

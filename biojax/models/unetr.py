@@ -13,6 +13,8 @@ MONAI counts 18,432 more, the norms of an attention to other tokens that each bl
 calls. Instance norms have no scale and bias.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -27,7 +29,7 @@ from biojax.modules import (
     TransformerBlock,
     make_norm,
 )
-from biojax.typing import Array, Dtype, IntOrTuple
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["UNETR", "UNETRBlock"]
 
@@ -53,6 +55,8 @@ class UNETR(nn.Module):
       norm: of the convolutions: "instance" (without scale and bias), "layer", "group", "batch" or
         None; see `biojax.modules.make_norm`.
       dropout_rate: of every branch of the transformer, while training.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
       dtype: of the computation; the sum over blocks and the logits are float32 at least.
       param_dtype: of the parameters.
     """
@@ -69,6 +73,8 @@ class UNETR(nn.Module):
     qkv_bias: bool = False
     norm: str | None = "instance"
     dropout_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -87,7 +93,8 @@ class UNETR(nn.Module):
         """(b, *spatial, c) to (b, *spatial, out_channels)."""
         check_image("unetr", x, self.spatial_dims, self.stride)
         strides = patch_strides("unetr", self.stride)
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        kind["precision"] = self.precision
 
         def up(x: Array, f: int, i: int, name: str) -> Array:
             options = {"strides": strides[i], "use_bias": False, "name": name, **kind}
@@ -116,7 +123,8 @@ class UNETR(nn.Module):
         """Tokens (b, *grid, hidden_features) that each of the steps reads, the lowest last."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         grid = [n // k for n, k in zip(x.shape[1:-1], self.stride, strict=True)]
-        x = PatchEmbed(self.hidden_features, self.patch_size, name="embed", **kind)(x)
+        f = self.hidden_features
+        x = PatchEmbed(f, self.patch_size, self.precision, name="embed", **kind)(x)
         b, t, c = x.shape
         x = LearnedPositions(self.grid, name="positions", **kind)(x.reshape(b, *grid, c))
         kind["dtype"] = x.dtype
@@ -131,6 +139,8 @@ class UNETR(nn.Module):
                 dropout_rate=self.dropout_rate,
                 attention_dropout_rate=self.dropout_rate,
                 epsilon=1e-5,
+                precision=self.precision,
+                implementation=self.implementation,
                 name=f"block{i}",
                 **kind,
             )(x, train=train)
@@ -149,12 +159,14 @@ class UNETRBlock(nn.Module):
     Args:
       features: output channels.
       norm: see `make_norm`; instance normalisation has no scale and bias.
+      precision: of the products.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
 
     features: int
     norm: str | None = "instance"
+    precision: Precision = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -164,7 +176,8 @@ class UNETRBlock(nn.Module):
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def layer(x: Array, size: int, name: str) -> Array:
-            y = Conv(self.features, size, use_bias=False, name=name, **kind)(x)
+            options = {"use_bias": False, "precision": self.precision, "name": name, **kind}
+            y = Conv(self.features, size, **options)(x)
             affine = self.norm != "instance"
             return make_norm(self.norm, train, affine=affine, layer_name=f"{name}_norm", **kind)(y)
 

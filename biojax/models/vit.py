@@ -14,6 +14,8 @@ published with the models of PyTorch; and for 96 x 96 x 96 voxels, 1 -> 14, in p
 | vit_h | 1280 | 32 | 16 | 632,045,800 | 635,221,774 |
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -21,7 +23,7 @@ from biojax.errors import ConfigError, nearest
 from biojax.kernels.conv.geometry import per_axis
 from biojax.models.checks import check_image, patch_grid
 from biojax.modules import AttentionPool, LearnedPositions, PatchEmbed, TransformerBlock, make_norm
-from biojax.typing import Array, Dtype, IntOrTuple
+from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["ViT"]
 
@@ -49,6 +51,8 @@ class ViT(nn.Module):
         block it rises to that linearly, beginning with none.
       dropout_rate: of every branch, while training.
       attention_dropout_rate: of the attention weights, while training.
+      precision: of all products.
+      implementation: see `biojax.kernels.attention`.
       dtype: of the computation; the sum over blocks and the logits are float32 at least.
       param_dtype: of the parameters.
     """
@@ -67,6 +71,8 @@ class ViT(nn.Module):
     drop_path_rate: float = 0.0
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
+    precision: Precision = None
+    implementation: str | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -107,6 +113,8 @@ class ViT(nn.Module):
                 drop_path_rate=self.drop_path_rate * i / max(1, self.num_layers - 1),
                 dropout_rate=self.dropout_rate,
                 attention_dropout_rate=self.attention_dropout_rate,
+                precision=self.precision,
+                implementation=self.implementation,
                 name=f"block{i}",
                 **kind,
             )(x, train=train)
@@ -115,18 +123,25 @@ class ViT(nn.Module):
         if self.num_classes is None:
             return x[:, first:]
         if self.pool == "attention":
-            pool = AttentionPool(self.num_heads, mlp_ratio=self.mlp_ratio, name="pool", **kind)
-            x = pool(x)[:, 0]
+            x = AttentionPool(
+                self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                precision=self.precision,
+                implementation=self.implementation,
+                name="pool",
+                **kind,
+            )(x)[:, 0]
         else:
             x = x[:, 0] if self.pool == "class" else x.mean(axis=1)
-        y = nn.Dense(self.num_classes, name="head", **kind)(x)
+        options: dict[str, Any] = {"precision": self.precision, **kind}
+        y = nn.Dense(self.num_classes, name="head", **options)(x)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
     def _tokens(self, x: Array) -> Array:
         """The patches with their positions, behind the class token if there is one."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         grid = [n // k for n, k in zip(x.shape[1:-1], self.stride, strict=True)]
-        x = PatchEmbed(self.features, self.patch_size, name="embed", **kind)(x)
+        x = PatchEmbed(self.features, self.patch_size, self.precision, name="embed", **kind)(x)
         b, t, c = x.shape
         positions = LearnedPositions(self.grid, name="positions", **kind)
         x = positions(x.reshape(b, *grid, c)).reshape(b, t, c)

@@ -1,5 +1,8 @@
 """From a set of tokens (b, t, c) to a few vectors, or to one."""
 
+from functools import partial
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,6 +81,7 @@ class GatedAttentionPool(nn.Module):
 
     Args:
       hidden_features: rows of V and U.
+      precision: of the products.
       dtype: of the computation.
       param_dtype: of the parameters.
 
@@ -89,6 +93,7 @@ class GatedAttentionPool(nn.Module):
     """
 
     hidden_features: int = 128
+    precision: Precision = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -96,10 +101,11 @@ class GatedAttentionPool(nn.Module):
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """(b, t, c) to (b, c); `mask`, (b, t), is True for tokens that count. Of none, zeros."""
         _check("GatedAttentionPool", x, mask)
-        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        hidden = jnp.tanh(nn.Dense(self.hidden_features, name="hidden", **kind)(x))
-        gate = nn.sigmoid(nn.Dense(self.hidden_features, name="gate", **kind)(x))
-        scores = nn.Dense(1, use_bias=False, name="score", **kind)(hidden * gate)[..., 0]
+        kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, precision=self.precision, **kind)
+        hidden = jnp.tanh(dense(self.hidden_features, name="hidden")(x))
+        gate = nn.sigmoid(dense(self.hidden_features, name="gate")(x))
+        scores = dense(1, use_bias=False, name="score")(hidden * gate)[..., 0]
         scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         weights = jax.nn.softmax(scores, where=mask)
         self.sow("intermediates", "weights", weights)
