@@ -84,7 +84,7 @@ def test_gradients_are_differentiated_forward(size, monkeypatch, quickly):
     monkeypatch.setattr(blocked, "QUERIES", 4)
     monkeypatch.setattr(blocked, "KEYS", 4)
     arrays = [size * normal(2, 6, 2, 3), normal(2, 9, 1, 3), normal(2, 9, 1, 2)]
-    along = [normal(*x.shape) for x in arrays]
+    along, bias = [normal(*x.shape) for x in arrays], normal(6, 9)
 
     def run(implementation):
         options = {"is_causal": True, "key_lengths": [9, 4], "implementation": implementation}
@@ -98,7 +98,6 @@ def test_gradients_are_differentiated_forward(size, monkeypatch, quickly):
         )
         return jax.tree.leaves(f(*arrays))
 
-    bias = normal(6, 9)
     for got, want in zip(run("blocked"), run("xla"), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 

@@ -14,6 +14,7 @@ Source: Liu, Zaharia and Abbeel, "Ring attention with blockwise transformers for
 context", ICLR 2024, section 3.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -147,13 +148,10 @@ def _forward(axis_name, options, query, keys):
 
         return lax.cond(is_earlier, lambda: part(_firsts(keys), rest), later)
 
-    def step(i, carry):
-        result, keys = carry
-        others = of_others(keys, _is_earlier(i, axis_name))
-        return _merged(result, others), _passed_on(keys, axis_name)
+    def step(i: Array | int, result: tuple, keys: _Keys) -> tuple[Array, Array]:
+        return _merged(result, of_others(keys, _is_earlier(i, axis_name)))
 
-    start = part(keys, options), _passed_on(keys, axis_name)
-    (y, lse), _ = lax.fori_loop(1, lax.axis_size(axis_name), step, start)
+    y, lse = _around(axis_name, step, part(keys, options), keys)
     y = y.astype(query.dtype)
     return y, (query, keys, y, lse)
 
@@ -184,20 +182,34 @@ def _backward(axis_name, options, saved, dy):
 
         return lax.cond(is_earlier, earlier, later)
 
-    def step(i, carry):
-        gradients, keys = carry
+    def step(i: Array | int, gradients: tuple, keys: _Keys) -> tuple[Array, Array, Array]:
         dq, *of_keys = gradients
         others = of_others(keys, _is_earlier(i, axis_name))
-        gradients = jax.tree.map(jnp.add, (dq, *_passed_on(of_keys, axis_name)), others)
-        return gradients, _passed_on(keys, axis_name)
+        return jax.tree.map(jnp.add, (dq, *_passed_on(of_keys, axis_name)), others)
 
-    start = part(keys, options), _passed_on(keys, axis_name)
-    (dq, *of_keys), _ = lax.fori_loop(1, lax.axis_size(axis_name), step, start)
+    dq, *of_keys = _around(axis_name, step, part(keys, options), keys)
     dk, dv = (x.astype(query.dtype) for x in _passed_on(of_keys, axis_name))
     return dq.astype(query.dtype), _Keys(dk, dv, None)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _around(axis_name: str, step: Callable, result: tuple, keys: _Keys) -> tuple:
+    """What becomes of the result, step(i, result, keys), with the keys of each other device.
+
+    They are sent on while they are at work, but for the last ones, whose step stands alone.
+    """
+    last = lax.axis_size(axis_name) - 1
+    if last == 0:
+        return result
+
+    def on(i: Array, state: tuple) -> tuple:
+        result, keys = state
+        return step(i, result, keys), _passed_on(keys, axis_name)
+
+    result, keys = lax.fori_loop(1, last, on, (result, _passed_on(keys, axis_name)))
+    return step(last, result, keys)
 
 
 def _inputs(query: Array, keys: _Keys) -> blocked.Inputs:
@@ -213,7 +225,7 @@ def _merged(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Arra
     return y_a + y_b, lse
 
 
-def _is_earlier(step: Array, axis_name: str) -> Array:
+def _is_earlier(step: Array | int, axis_name: str) -> Array:
     """Whether the keys that came in so many steps are of a device before this one."""
     return step <= lax.axis_index(axis_name)
 
