@@ -186,13 +186,16 @@ def test_compiles_once(compiles_once, gradients_compile_once):
 
 
 def test_memory_is_linear_and_gradients_do_not_scatter(memory):
+    """Query, key, value and result are held in tiles, and for gradients two volumes more.
+
+    What a step takes beside them, whatever the size, is less than one more here.
+    """
     run = partial(neighborhood_attention, kernel_size=3, dilation=2)
     small, large = (memory(run, *((1, size, 24, 24, 2, 4),) * 3) for size in (24, 96))
     volume = 4 * 96 * 24 * 24 * 2 * 4
-    scores = 2**24  # of a step
-    for few, many, copies in zip(small, large, (5, 10), strict=True):
-        assert many < 4.5 * few
-        assert many < copies * volume + scores
+    for few, many, copies in zip(small, large, (5, 7), strict=True):
+        assert many <= 4 * few
+        assert many < copies * volume
 
     def gradients(*arrays):
         return jax.vjp(run, *arrays)[1](arrays[0])
