@@ -31,6 +31,8 @@ class MultiHeadAttention(nn.Module):
         without qk_norm and angles it changes nothing.
       qk_norm: layer norms of each head's queries and keys, over its k channels.
       norm: a layer norm of what the heads found, over all their channels, before W_proj.
+      num_key_heads: heads of keys and values, each of which serves as many heads of queries; must
+        divide num_heads, and is num_heads if None.
       is_causal: token i sees tokens 0 to i only.
       dropout_rate: of the output, while training.
       attention_dropout_rate: of the attention weights, while training.
@@ -42,11 +44,13 @@ class MultiHeadAttention(nn.Module):
 
     Raises:
       ShapeError: x or the context is not (b, t, c).
-      ConfigError: the heads do not divide the features, or angles are given with a context.
+      ConfigError: the heads do not divide the features, or those of keys the heads; or angles are
+        given with a context.
 
     Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.2.2; qk_norm:
     Dehghani et al., "Scaling vision transformers to 22 billion parameters", ICML 2023, section 2;
-    norm: Wang et al., "Magneto: a foundation transformer", ICML 2023, section 2.
+    norm: Wang et al., "Magneto: a foundation transformer", ICML 2023, section 2; num_key_heads:
+    Ainslie et al., "GQA", EMNLP 2023, section 2.2.
     """
 
     num_heads: int
@@ -54,6 +58,7 @@ class MultiHeadAttention(nn.Module):
     key_bias: bool = True
     qk_norm: bool = False
     norm: bool = False
+    num_key_heads: int | None = None
     is_causal: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
@@ -71,27 +76,31 @@ class MultiHeadAttention(nn.Module):
         *,
         bias: Array | None = None,
         mask: Array | None = None,
+        key_lengths: Array | None = None,
         angles: Array | None = None,
         train: bool = False,
     ) -> Array:
         """(b, t, c) to (b, t, c), looking at x itself or at the context (b, s, any features).
 
-        `bias` and `mask` are those of `biojax.kernels.attention`, broadcastable to (b, n, t, s);
+        `bias`, `mask` and `key_lengths` are those of `biojax.kernels.attention`, the first two
+        broadcastable to (b, n, t, s), the last the number of tokens that can be seen, (b,);
         `angles` turn queries and keys, see `biojax.kernels.rotary_angles`.
         """
         self._check(x, context, angles)
         kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = partial(nn.Dense, x.shape[-1], precision=self.precision, **kind)
+        dense = partial(nn.Dense, precision=self.precision, **kind)
         norm = partial(make_norm, "layer", epsilon=self.epsilon, **kind)
         z = x if context is None else context
+        k = x.shape[-1] // self.num_heads
 
-        def heads(of: Array, name: str, use_bias: bool) -> Array:
-            y = dense(use_bias=use_bias, name=name)(of)
-            return y.reshape(*of.shape[:2], self.num_heads, -1)
+        def heads(of: Array, name: str, number: int, use_bias: bool) -> Array:
+            y = dense(number * k, use_bias=use_bias, name=name)(of)
+            return y.reshape(*of.shape[:2], number, k)
 
-        query = heads(x, "query", self.qkv_bias)
-        key = heads(z, "key", self.qkv_bias and self.key_bias)
-        value = heads(z, "value", self.qkv_bias)
+        key_heads = self.num_key_heads or self.num_heads
+        query = heads(x, "query", self.num_heads, self.qkv_bias)
+        key = heads(z, "key", key_heads, self.qkv_bias and self.key_bias)
+        value = heads(z, "value", key_heads, self.qkv_bias)
         if self.qk_norm:
             query = norm(layer_name="query_norm")(query)
             key = norm(layer_name="key_norm")(key)
@@ -105,6 +114,7 @@ class MultiHeadAttention(nn.Module):
             bias,
             mask,
             is_causal=self.is_causal,
+            key_lengths=key_lengths,
             dropout_rate=self.attention_dropout_rate,
             dropout_key=self.make_rng("dropout") if drops else None,
             precision=self.precision,
@@ -112,7 +122,7 @@ class MultiHeadAttention(nn.Module):
         ).reshape(x.shape)
         if self.norm:
             y = norm()(y)
-        y = dense(name="proj")(y)
+        y = dense(x.shape[-1], name="proj")(y)
         return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
 
     def _check(self, x: Array, context: Array | None, angles: Array | None) -> None:
@@ -132,6 +142,15 @@ class MultiHeadAttention(nn.Module):
                 "a number of heads that divides the features",
                 "Change either",
                 f"num_heads={nearest_divisor(self.num_heads, c)}",
+            )
+        m = self.num_key_heads
+        if m is not None and (m < 1 or self.num_heads % m):
+            raise ConfigError(
+                "MultiHeadAttention",
+                f"num_key_heads={m} for {self.num_heads} heads",
+                "a number of heads that divides that of the queries",
+                "Change either",
+                f"num_key_heads={nearest_divisor(m, self.num_heads)}",
             )
         if context is not None and angles is not None:
             raise ConfigError(
@@ -154,10 +173,11 @@ class TransformerBlock(nn.Module):
       mlp_ratio: width of the hidden layer over that of the tokens.
       mlp: "gelu" or "swiglu", see `biojax.modules.MLP`.
       mlp_norm: whether the hidden layer is normalised.
-      attention_norm: `norm` of `MultiHeadAttention`, which also has the four that follow.
+      attention_norm: `norm` of `MultiHeadAttention`, which also has the five that follow.
       qkv_bias: whether queries, keys and values have a bias.
       key_bias: whether keys have a bias.
       qk_norm: whether queries and keys are normalised.
+      num_key_heads: heads of keys and values; num_heads if None.
       is_causal: whether tokens see only those before them.
       layer_scale: what learned scales of the branches start from; None for no such scales.
       drop_path_rate: share of images whose branches are left out, while training.
@@ -181,6 +201,7 @@ class TransformerBlock(nn.Module):
     qkv_bias: bool = True
     key_bias: bool = True
     qk_norm: bool = False
+    num_key_heads: int | None = None
     is_causal: bool = False
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
@@ -200,10 +221,14 @@ class TransformerBlock(nn.Module):
         *,
         bias: Array | None = None,
         mask: Array | None = None,
+        key_lengths: Array | None = None,
         angles: Array | None = None,
         train: bool = False,
     ) -> Array:
-        """(b, t, c) to (b, t, c); `bias`, `mask` and `angles` are of the attention to x itself."""
+        """(b, t, c) to (b, t, c).
+
+        `bias`, `mask`, `key_lengths` and `angles` are of the attention to x itself.
+        """
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
         def norm(x: Array, name: str) -> Array:
@@ -215,7 +240,12 @@ class TransformerBlock(nn.Module):
             return DropPath(self.drop_path_rate)(y, train)
 
         y = self._attention("attention", is_causal=self.is_causal)(
-            norm(x, "norm1"), bias=bias, mask=mask, angles=angles, train=train
+            norm(x, "norm1"),
+            bias=bias,
+            mask=mask,
+            key_lengths=key_lengths,
+            angles=angles,
+            train=train,
         )
         x = x + back(y, "scale1")
         if context is not None:
@@ -234,8 +264,16 @@ class TransformerBlock(nn.Module):
         return checkpoint_name(x + back(mlp(norm(x, "norm2"), train), "scale2"), "block")
 
     def _attention(self, name: str, is_causal: bool = False) -> MultiHeadAttention:
-        fields = ("qkv_bias", "key_bias", "qk_norm", "dropout_rate", "attention_dropout_rate")
-        shared = (*fields, "epsilon", "precision", "implementation", "dtype", "param_dtype")
+        fields = ("qkv_bias", "key_bias", "qk_norm", "num_key_heads", "dropout_rate")
+        shared = (
+            *fields,
+            "attention_dropout_rate",
+            "epsilon",
+            "precision",
+            "implementation",
+            "dtype",
+            "param_dtype",
+        )
         options = {field: getattr(self, field) for field in shared}
         options |= {"norm": self.attention_norm, "is_causal": is_causal}
         return MultiHeadAttention(self.num_heads, name=name, **options)

@@ -75,6 +75,23 @@ def test_attention_to_a_context(with_parameters, quickly):
     check(MultiHeadAttention(2), expected, Z, with_parameters=with_parameters, quickly=quickly)
 
 
+def test_grouped_queries_and_keys_of_several_lengths(with_parameters, quickly):
+    """Two heads of keys serve six, three each; the second image has three tokens of five."""
+    lengths = jnp.array([5, 3])
+    block = TransformerBlock(6, num_key_heads=2)
+    variables = with_parameters(block, X)
+    wide = jax.tree.map(lambda leaf: leaf, variables)
+    for name in ("key", "value"):
+        part = variables["params"]["attention"][name]
+        assert part["kernel"].shape == (6, 2)
+        wide["params"]["attention"][name] = {k: jnp.repeat(v, 3, -1) for k, v in part.items()}
+    run = jax.jit(block.apply, compiler_options=quickly)
+    y = run(variables, X, key_lengths=lengths)
+    mask = jnp.arange(5) < lengths[:, None, None, None]
+    expected = TransformerBlock(6).apply(wide, X, mask=mask)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_norms_and_angles_of_queries_and_keys(with_parameters, quickly):
     angles = rotary_angles(4, 2, num_prefix=1)
 
@@ -207,6 +224,11 @@ def test_heads_that_do_not_divide(heads, nearest):
     text = rf"got num_heads={heads} for 6 features.*Did you mean num_heads={nearest}\?"
     with pytest.raises(ConfigError, match=f"^MultiHeadAttention: {text}"):
         jax.eval_shape(TransformerBlock(heads).init, jax.random.key(0), X)
+
+
+def test_heads_of_keys_that_do_not_divide():
+    with pytest.raises(ConfigError, match=r"num_key_heads=4 for 6 heads.*mean num_key_heads=3\?"):
+        jax.eval_shape(TransformerBlock(6, num_key_heads=4).init, jax.random.key(0), X)
 
 
 def test_another_mlp():
