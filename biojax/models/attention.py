@@ -21,6 +21,9 @@ __all__ = ["AttentionClassifier"]
 class AttentionClassifier(nn.Module):
     """Tokens, blocks of self-attention, the mean token, logits.
 
+    Positions are fixed, `biojax.modules.sincos_positions`: each axis of an image has its share of
+    the features.
+
     Args:
       num_classes: logits.
       spatial_dims: 1 for sequences (b, t, c); images of 2 or 3 are cut into patches.
@@ -59,8 +62,9 @@ class AttentionClassifier(nn.Module):
         """(b, *spatial, c) to (b, num_classes)."""
         check_image("attention_classifier", x, self.spatial_dims, self.stride)
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        grid = [n // k for n, k in zip(x.shape[1:-1], self.stride, strict=True)]
         x = PatchEmbed(self.features, self.patch_size, self.precision, name="embed", **kind)(x)
-        x = x + sincos_positions(x.shape[1], self.features).astype(x.dtype)
+        x = x + sincos_positions(grid, self.features).astype(x.dtype)
         for i in range(self.num_layers):
             x = TransformerBlock(
                 self.num_heads,

@@ -71,7 +71,7 @@ def test_attention_by_hand(with_parameters, quick_jit):
     p = variables["params"]
 
     def by_hand(x):
-        tokens = embedded(x, p["embed"]) + sincos_positions(12, 4)
+        tokens = embedded(x, p["embed"]) + sincos_positions((3, 4), 4)
         tokens = jnp.asarray(TransformerBlock(2).apply({"params": p["block0"]}, tokens))
         mean, var = tokens.mean(-1, keepdims=True), tokens.var(-1, keepdims=True)
         tokens = (tokens - mean) / jnp.sqrt(var + 1e-6) * p["norm"]["scale"] + p["norm"]["bias"]
