@@ -322,6 +322,7 @@ Q, K, V = tokens(n=4)
         ((Q, K, V, None, np.ones((4, 4), bool)), r"mask of shape \(4, 4\).*axes of length 1"),
         ((Q, K, V, None, np.ones((4, 5))), "mask of float64.*boolean.*or pass numbers.*as bias"),
         ((Q, K, V, [[0.0], [0.0, 1.0]]), "bias of list. Expected an array"),
+        ((Q, K, V, np.ones((4, 5), bool)), "bias of bool.*or pass what a query may see as mask"),
     ],
 )
 def test_what_is_refused(args, message):

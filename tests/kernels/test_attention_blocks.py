@@ -1,6 +1,7 @@
 """Attention in blocks: as with all scores at once, whatever the options, in little memory."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from biojax.kernels import attention, attention_and_lse
-from biojax.kernels.attention import blocked
+from biojax.kernels.attention import blocked, cudnn, xla
 from biojax.kernels.attention.scores import are_small, exp
 
 T, S = 40, 61
@@ -116,6 +117,25 @@ def test_results_for_parts_of_the_keys_make_the_whole():
     weights = jax.nn.softmax(jnp.stack([lse for _, lse in parts]), axis=0)
     y = sum(w[..., None] * y for w, (y, _) in zip(weights, parts, strict=True))
     np.testing.assert_allclose(y, attention(QUERY, KEY, VALUE), rtol=1e-5, atol=1e-6)
+
+
+def test_log_sum_exp_of_what_has_none_is_computed_where_it_is_asked_for():
+    def of_cudnn(*args):
+        return xla.attention(*args)[0]
+
+    options = {"key_lengths": [S, 3], "implementation": "cudnn"}
+    with (
+        mock.patch.object(cudnn, "attention", of_cudnn),
+        mock.patch.object(blocked, "attention", wraps=blocked.attention) as by_blocks,
+    ):
+        y = attention(QUERY, KEY, VALUE, **options)
+        assert not by_blocks.called
+        got = attention_and_lse(QUERY, KEY, VALUE, **options)
+        assert by_blocks.called
+    want = attention_and_lse(QUERY, KEY, VALUE, key_lengths=[S, 3], implementation="xla")
+    np.testing.assert_array_equal(y, got[0])
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.attention import blocked
 from biojax.kernels.attention.checks import seeing_queries, seen_keys
 from biojax.kernels.attention.scores import Options
 from biojax.kernels.dispatch import platform
@@ -18,18 +17,16 @@ __all__ = ["attention"]
 
 def attention(
     query, key, value, bias, mask, query_lengths, key_lengths, dropout_key, options
-) -> tuple[Array, Array]:
-    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v) and the log-sum-exp (b, t, n).
+) -> Array:
+    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v).
 
-    Heads are padded to a multiple of 8 numbers, tokens to an even number. The log-sum-exp, where
-    it is used, is computed by blocks: that of cuDNN is rounded to 16 bits, and has no gradient.
+    Heads are padded to a multiple of 8 numbers, tokens to an even number. cuDNN's log-sum-exp,
+    rounded to 16 bits and without a gradient, is left out.
 
     Raises:
       UnsupportedError: here is no cuDNN, or it cannot do it.
     """
     _check(query, bias, mask, dropout_key, options)
-    others = query_lengths, key_lengths, dropout_key, options
-    _, lse = blocked.attention(query, key, value, bias, mask, *others)
     (b, s), t, v = key.shape[:2], query.shape[1], value.shape[-1]
     size = -(-max(query.shape[-1], v) // 8) * 8
     key_lengths = jnp.full(b, s) if s % 2 and key_lengths is None else key_lengths
@@ -47,7 +44,7 @@ def attention(
     y = y[:, :t, :, :v]
     seen = seen_keys("attention", None, key_lengths, (b, s))
     sees = seeing_queries(seen, query_lengths, t, options.is_causal)
-    return y if sees is None else jnp.where(sees[..., None, None], y, 0), lse
+    return y if sees is None else jnp.where(sees[..., None, None], y, 0)
 
 
 def _padded(x: Array, size: int) -> Array:

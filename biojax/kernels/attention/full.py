@@ -1,10 +1,14 @@
 """Scaled dot-product attention: every query may look at every key."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
 from biojax.kernels.attention import blocked, cudnn, pallas, xla
+from biojax.kernels.attention.block import Inputs
 from biojax.kernels.attention.checks import (
     as_array,
     as_lengths,
@@ -83,20 +87,9 @@ def attention(
     >>> attention(q, k, v, is_causal=True)[0, :, 0, 0]
     Array([1., 2.], dtype=float32)
     """
-    return _attend(
-        "attention",
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        query_lengths,
-        key_lengths,
-        dropout_key,
-        scale,
-        Options(1.0, is_causal, soft_cap, dropout_rate, precision),
-        implementation,
-    )[0]
+    given = query, key, value, bias, mask, query_lengths, key_lengths, dropout_key
+    others = is_causal, soft_cap, dropout_rate, precision
+    return _attend("attention", given, scale, others, implementation)[0]
 
 
 def attention_and_lse(
@@ -137,63 +130,40 @@ def attention_and_lse(
     >>> attention_and_lse(q, k, v)[1][0, 0] == jnp.log(3)
     Array([ True], dtype=bool)
     """
-    return _attend(
-        "attention_and_lse",
-        query,
-        key,
-        value,
-        bias,
-        mask,
-        query_lengths,
-        key_lengths,
-        dropout_key,
-        scale,
-        Options(1.0, is_causal, soft_cap, dropout_rate, precision),
-        implementation,
-    )
+    given = query, key, value, bias, mask, query_lengths, key_lengths, dropout_key
+    others = is_causal, soft_cap, dropout_rate, precision
+    return _attend("attention_and_lse", given, scale, others, implementation)
 
 
 def _attend(
-    where: str,
-    query: Array,
-    key: Array,
-    value: Array,
-    bias: ArrayLike | None,
-    mask: ArrayLike | None,
-    query_lengths: ArrayLike | None,
-    key_lengths: ArrayLike | None,
-    dropout_key: Array | None,
-    scale: float | Array | None,
-    options: Options,
-    implementation: str | None,
-) -> tuple[Array, Array]:
-    check_tokens(where, query, key, value)
-    bias, mask = (
-        None if given is None else as_array(where, name, given)
-        for name, given in (("bias", bias), ("mask", mask))
-    )
-    _check_scores(where, query, key, bias, mask)
-    lengths = (
-        None if given is None else as_lengths(where, name, given, query.shape[0])
-        for name, given in (("query_lengths", query_lengths), ("key_lengths", key_lengths))
-    )
+    where: str, given: tuple, scale: float | Array | None, others: tuple, name: str | None
+) -> tuple[Array, Any]:
+    """Both results; no log-sum-exp where `attention` asks an implementation that has none."""
+    check_tokens(where, *given[:3])
+    inputs = _as_arrays(where, Inputs(*given))
+    query, scale = scaled(where, inputs.query, scale)
+    options = Options(scale, *others)
     check_options(where, options)
-    query, scale = scaled(where, query, scale)
-    options = options._replace(scale=scale)
-    if dropout_key is None or options.dropout_rate == 0:
+    if inputs.dropout_key is None or options.dropout_rate == 0:
         dropout_key, options = None, options._replace(dropout_rate=0.0)
     else:
         # A key of one kind, whatever the caller's: others draw by the whole block.
-        dropout_key = jax.random.bits(dropout_key, (2,), jnp.uint32)
+        dropout_key = jax.random.bits(inputs.dropout_key, (2,), jnp.uint32)
+    inputs = inputs._replace(query=query, dropout_key=dropout_key)
+
+    def with_lse(run: Callable) -> Callable:
+        by_blocks = blocked.attention if where == "attention_and_lse" else lambda *_: (None, None)
+        return lambda *args: (run(*args), by_blocks(*args)[1])
+
     implementations = {
         "xla": xla.attention,
         "blocked": blocked.attention,
-        "cudnn": cudnn.attention,
-        "pallas": pallas.attention,
+        "cudnn": with_lse(cudnn.attention),
+        "pallas": with_lse(pallas.attention),
     }
-    run = select(where, implementations, implementation, lambda: _rule(query, key))
-    args = query, key, value, bias, mask, *lengths, dropout_key, options
-    alone, arrays = of_arrays(_of_none if 0 in query.shape else run, args, {})
+    run = select(where, implementations, name, lambda: _rule(query, inputs.key))
+    run = _of_none if 0 in query.shape else run
+    alone, arrays = of_arrays(run, (*inputs, options), {})
     return left_to_compiler(alone, *arrays)
 
 
@@ -214,24 +184,42 @@ def _rule(query: Array, key: Array) -> tuple[str, str]:
     return ("xla" if few else "blocked"), f"{b} x {n} x {t} x {s} scores"
 
 
-def _check_scores(
-    where: str, query: Array, key: Array, bias: Array | None, mask: Array | None
-) -> None:
-    scores = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    for name, array in (("bias", bias), ("mask", mask)):
-        if array is not None and not _broadcasts(array.shape, scores):
-            raise ShapeError(
-                where,
-                f"{name} of shape {array.shape}",
-                f"a shape that broadcasts to (b, n, t, s) = {scores}",
-                f"Put axes of length 1 where the {name} does not vary",
-            )
-    if mask is not None and mask.dtype != jnp.bool_:
+def _as_arrays(where: str, inputs: Inputs) -> Inputs:
+    """With all that was given in lists as arrays, and lengths in 32 bits, if everything fits."""
+    (b, t, n, _), s = inputs.query.shape, inputs.key.shape[1]
+    scores = (b, n, t, s)
+    found = {}
+    for name in ("bias", "mask"):
+        if (given := getattr(inputs, name)) is not None:
+            found[name] = as_array(where, name, given)
+            _check_scores(where, name, found[name], scores)
+    for name in ("query_lengths", "key_lengths"):
+        if (given := getattr(inputs, name)) is not None:
+            found[name] = as_lengths(where, name, given, b)
+    return inputs._replace(**found)
+
+
+def _check_scores(where: str, name: str, array: Array, scores: tuple[int, ...]) -> None:
+    if not _broadcasts(array.shape, scores):
         raise ShapeError(
             where,
-            f"mask of {mask.dtype}",
+            f"{name} of shape {array.shape}",
+            f"a shape that broadcasts to (b, n, t, s) = {scores}",
+            f"Put axes of length 1 where the {name} does not vary",
+        )
+    if name == "mask" and array.dtype != jnp.bool_:
+        raise ShapeError(
+            where,
+            f"mask of {array.dtype}",
             "a boolean mask, True where a query may look",
             "Write mask != 0, or pass numbers to be added as bias",
+        )
+    if name == "bias" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ShapeError(
+            where,
+            f"bias of {array.dtype}",
+            "floating numbers, which are added to the scaled products",
+            "Convert it with astype, or pass what a query may see as mask",
         )
 
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from biojax.errors import UnsupportedError
-from biojax.kernels.attention import blocked
 from biojax.kernels.attention.checks import seeing_queries, seen_keys
 from biojax.kernels.attention.scores import Options
 from biojax.kernels.dispatch import platform
@@ -29,19 +28,17 @@ BLOCKS = 512, 384, 256, 128
 
 def attention(
     query, key, value, bias, mask, query_lengths, key_lengths, dropout_key, options
-) -> tuple[Array, Array]:
-    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v) and the log-sum-exp (b, t, n).
+) -> Array:
+    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v).
 
-    The scale is multiplied into the queries. The log-sum-exp, where it is used, is computed by
-    blocks: the kernel's has no gradient. Compilers do not split the kernel over devices: call it
-    inside of `jax.shard_map(..., check_vma=False)`.
+    The scale is multiplied into the queries. The kernel's log-sum-exp, which has no gradient, is
+    left out. Compilers do not split the kernel over devices: call it inside of
+    `jax.shard_map(..., check_vma=False)`.
 
     Raises:
       UnsupportedError: here is no TPU, or the kernel cannot do it.
     """
     _check(query, bias, mask, dropout_key, options)
-    others = query_lengths, key_lengths, dropout_key, options
-    _, lse = blocked.attention(query, key, value, bias, mask, *others)
     t = query.shape[1]
     if options.is_causal:  # no query sees the keys after the last one
         key, value = key[:, :t], value[:, :t]
@@ -52,7 +49,7 @@ def attention(
     arrays = _blocks(scaled, rows), _blocks(key, columns), _blocks(value, columns)
     y = _splash(*arrays, _segments(seen, key, columns), options).swapaxes(1, 2)[:, :t]
     sees = seeing_queries(seen, query_lengths, t, options.is_causal)
-    return y if sees is None else jnp.where(sees[..., None, None], y, 0), lse
+    return y if sees is None else jnp.where(sees[..., None, None], y, 0)
 
 
 def _padding(tokens: int) -> int:
