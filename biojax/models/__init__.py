@@ -14,7 +14,7 @@ from biojax.models.resnet3d import ResNet3D
 from biojax.models.rnn import RNNClassifier, RNNEncoderDecoder
 from biojax.models.segmamba import SegMamba
 from biojax.models.slice_rnn import SliceRNN
-from biojax.models.swin_unetr import SwinUNETR
+from biojax.models.swin_unetr import SwinUNETR, resize_windows
 from biojax.models.umamba import UMamba
 from biojax.models.unet import UNet
 from biojax.models.unetr import UNETR
@@ -47,5 +47,6 @@ __all__ = [
     "count_parameters",
     "create_model",
     "list_models",
+    "resize_windows",
     "upkern",
 ]

@@ -14,20 +14,22 @@ Instance norms have no scale and bias. Weights trained with MONAI before 1.6 wan
 (see `biojax.modules.PatchMerging`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from biojax.errors import ConfigError
+from biojax.kernels import resize_relative_table
 from biojax.models.checks import check_image
 from biojax.models.unetr import UNETRBlock
 from biojax.modules import Conv, ConvTranspose, PatchEmbed, PatchMerging, SwinBlock, make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
-__all__ = ["SwinUNETR"]
+__all__ = ["SwinUNETR", "resize_windows"]
 
 
 class SwinUNETR(nn.Module):
@@ -42,7 +44,8 @@ class SwinUNETR(nn.Module):
       features: channels of the image's own skip and of the first stage.
       num_blocks: of attention in each stage, every second one of shifted windows.
       num_heads: of attention in each stage.
-      window_size: see `biojax.modules.WindowAttention`.
+      window_size: see `biojax.modules.WindowAttention`. Parameters of one size become those of
+        another by `resize_windows`.
       mlp_ratio: width of a block's hidden layer over its features.
       qkv_bias: whether queries, keys and values have a bias.
       merging: the order of `biojax.modules.PatchMerging`.
@@ -159,3 +162,36 @@ class SwinUNETR(nn.Module):
             )(x)
             keep(x, f"stage{i}")
         return outputs
+
+
+def resize_windows(
+    params: Mapping[str, Any], window_size: Sequence[int], to: Sequence[int]
+) -> dict[str, Any]:
+    """Start a model of other windows from a trained one.
+
+    The tables of relative positions are read between their offsets, see
+    `biojax.kernels.resize_relative_table`; everything else is taken as it is.
+
+    Args:
+      params: parameters, such as those of `biojax.convert.convert_state_dict` for a model whose
+        `window_size` is the one that the weights were trained with.
+      window_size: of each axis, of that model.
+      to: of each axis, of the model asked for.
+
+    Returns:
+      Parameters of the same model with that `window_size`.
+
+    Raises:
+      ShapeError: the tables are for other windows.
+
+    >>> params = {"block": {"attention": {"table": jnp.array([[0.0], [3.0], [6.0]])}}}
+    >>> resize_windows(params, [2], [3])["block"]["attention"]["table"][:, 0]
+    Array([0. , 1.2, 3. , 4.8, 6. ], dtype=float32)
+    """
+
+    def resized(path: tuple, leaf: Array) -> Array:
+        if jax.tree_util.keystr(path[-2:], simple=True, separator="/") != "attention/table":
+            return leaf
+        return resize_relative_table(leaf, window_size, to)
+
+    return jax.tree_util.tree_map_with_path(resized, params)

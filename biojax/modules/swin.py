@@ -30,7 +30,8 @@ class WindowAttention(nn.Module):
 
     Args:
       num_heads: n; must divide the features of the input.
-      window_size: voxels along each axis; one number for all or one each.
+      window_size: voxels along each axis; one number for all or one each. A table trained for one
+        size becomes that of another by `biojax.kernels.resize_relative_table`.
       shifted: whether the grid of windows is moved by half a window.
       qkv_bias: whether queries, keys and values have a bias.
       dropout_rate: of the output, while training.

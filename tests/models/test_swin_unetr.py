@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from biojax.errors import ConfigError
-from biojax.models import SwinUNETR, count_parameters, create_model
+from biojax.errors import ConfigError, ShapeError
+from biojax.models import SwinUNETR, count_parameters, create_model, resize_windows
 from biojax.modules import SwinBlock
 
 
@@ -46,6 +47,30 @@ def test_every_second_block_is_shifted_and_drops_more(monkeypatch):
             (2, False, 0.2),
         ]
     ]
+
+
+def test_windows_of_another_size():
+    model = SwinUNETR(2, 2, 4, (2,), (2,), window_size=(3, 2))
+    x = jnp.ones((1, 8, 8, 1))
+    small, large = (
+        jax.eval_shape(each.init, jax.random.key(0), x)["params"]
+        for each in (model, model.clone(window_size=(4, 3)))
+    )
+
+    def offsets(leaf):  # as many as rows; those of both axes, one after the other
+        return jnp.broadcast_to(jnp.arange(len(leaf), dtype=leaf.dtype)[:, None], leaf.shape)
+
+    params = {name: jax.tree.map(jnp.zeros_like, part) for name, part in small.items()}
+    for j in range(2):
+        attention = params[f"stage0_block{j}"]["attention"]
+        attention["table"] = offsets(attention["table"])
+    found = resize_windows(params, (3, 2), (4, 3))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, large)
+    table = found["stage0_block1"]["attention"]["table"][:, 0].reshape(7, 5)
+    np.testing.assert_allclose(table[3], [6, 6.4, 7, 7.6, 8], rtol=1e-6)  # no offset along z
+    np.testing.assert_allclose(table[:, 2], np.clip((np.arange(7) + 0.5) * 15 / 7 - 0.5, 1, 13))
+    with pytest.raises(ShapeError, match=r"windows of \(7, 7\)"):
+        resize_windows(params, (7, 7), (4, 3))
 
 
 def test_what_is_refused():
