@@ -45,6 +45,7 @@ class ViT(nn.Module):
       mlp_ratio: width of a block's hidden layer over features.
       pool: what the logits are of: "class", a token that is there for it; "mean", the mean of all;
         "attention", what a learned query sees, `biojax.modules.AttentionPool`.
+      pool_norm: whether the last norm is that of the pooled vector, not that of the tokens.
       qk_norm: whether queries and keys are normalised.
       layer_scale: what learned scales of the branches start from; None for no such scales.
       drop_path_rate: share of images that leave out the last block, while training; from block to
@@ -66,6 +67,7 @@ class ViT(nn.Module):
     num_heads: int = 12
     mlp_ratio: float = 4.0
     pool: str = "class"
+    pool_norm: bool = False
     qk_norm: bool = False
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
@@ -119,9 +121,10 @@ class ViT(nn.Module):
                 **kind,
             )(x, train=train)
             self.sow("intermediates", f"tokens{i}", x[:, first:])
-        x = make_norm("layer", **kind)(x)
+        norm = make_norm("layer", **kind)
         if self.num_classes is None:
-            return x[:, first:]
+            return norm(x)[:, first:]
+        x = x if self.pool_norm else norm(x)
         if self.pool == "attention":
             x = AttentionPool(
                 self.num_heads,
@@ -133,6 +136,7 @@ class ViT(nn.Module):
             )(x)[:, 0]
         else:
             x = x[:, 0] if self.pool == "class" else x.mean(axis=1)
+        x = norm(x) if self.pool_norm else x
         options: dict[str, Any] = {"precision": self.precision, **kind}
         y = nn.Dense(self.num_classes, name="head", **options)(x)
         return y.astype(jnp.promote_types(y.dtype, jnp.float32))

@@ -247,6 +247,7 @@ VIT = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 12, "depth": 2, "num_h
         ({}, {}),
         ({"qk_norm": True, "init_values": 0.1}, {"qk_norm": True, "layer_scale": 0.1}),
         ({"class_token": False, "global_pool": "avg", "fc_norm": False}, {"pool": "mean"}),
+        ({"class_token": False, "global_pool": "avg"}, {"pool": "mean", "pool_norm": True}),
         ({"class_token": False, "global_pool": "map"}, {"pool": "attention"}),
     ],
 )

@@ -21,7 +21,7 @@ def layer_norm(x, p):
 
 
 def tokens_by_parts(p):
-    """Six patches, behind the class token if there is one, through the blocks and the norm."""
+    """Six patches, behind the class token if there is one, through the blocks."""
     patches = X.reshape(2, 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, 12)
     x = patches @ p["embed"]["proj"]["kernel"].reshape(12, 4) + p["embed"]["proj"]["bias"]
     x = x + p["positions"]["table"].reshape(6, 4)
@@ -30,7 +30,7 @@ def tokens_by_parts(p):
         x = np.concatenate([token, x], axis=1)
     for i in range(len([name for name in p if name.startswith("block")])):
         x = TransformerBlock(2).apply({"params": p[f"block{i}"]}, x)
-    return layer_norm(x, p["norm"])
+    return x
 
 
 def pooled_by_parts(tokens, p, pool):
@@ -39,20 +39,25 @@ def pooled_by_parts(tokens, p, pool):
     return tokens[:, 0] if pool == "class" else tokens.mean(1)
 
 
-@pytest.mark.parametrize("pool", ["class", "mean", "attention"])
-def test_by_parts(pool, with_parameters, quick_jit):
+@pytest.mark.parametrize(
+    ("pool", "late"), [("class", False), ("mean", False), ("mean", True), ("attention", False)]
+)
+def test_by_parts(pool, late, with_parameters, quick_jit):
     fields = SMALL | {"num_layers": 2 if pool == "class" else 1}
-    model = create_model("vit_ti", num_classes=5, pool=pool, **fields)
+    model = create_model("vit_ti", num_classes=5, pool=pool, pool_norm=late, **fields)
     variables = with_parameters(model, X)
     p = variables["params"]
     assert ("class_token" in p) == ("class_position" in p) == (pool == "class")
     tokens = tokens_by_parts(p)
-    expected = pooled_by_parts(tokens, p, pool) @ p["head"]["kernel"] + p["head"]["bias"]
+    pooled = pooled_by_parts(tokens if late else layer_norm(tokens, p["norm"]), p, pool)
+    pooled = layer_norm(pooled, p["norm"]) if late else pooled
+    expected = pooled @ p["head"]["kernel"] + p["head"]["bias"]
     y = quick_jit(model.apply)(variables, X)
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
     if pool == "class":  # without classes, the patches are the output
         y = quick_jit(model.clone(num_classes=None).apply)(variables, X)
-        np.testing.assert_allclose(y, tokens[:, 1:], rtol=1e-3, atol=1e-4)
+        expected = layer_norm(tokens, p["norm"])[:, 1:]
+        np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_positions_are_those_of_the_image_size(with_parameters, quick_jit):
