@@ -271,6 +271,14 @@ def _conv_gru(x, w_x, w_h, bias, h0):
     return h.swapaxes(0, 1), h_last
 
 
+def _axial_attention(query, key, value, *, axis):
+    """Lines as a batch."""
+    query, key, value = (jnp.moveaxis(x, axis, -3) for x in (query, key, value))
+    lines = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+    y = jax.nn.dot_product_attention(*lines)
+    return jnp.moveaxis(y.reshape(*query.shape[:-1], -1), -3, axis)
+
+
 def _linear_attention(query, key, value, *, is_causal=False):
     query, key = (jax.nn.elu(x) + 1 for x in (query, key))
     if is_causal:  # by the weights of all pairs
@@ -350,6 +358,7 @@ PLAIN: dict[str, Callable] = {
     "conv_lstm": _conv_lstm,
     "conv_gru": _conv_gru,
     "attention": jax.nn.dot_product_attention,
+    "axial_attention": _axial_attention,
     "linear_attention": _linear_attention,
     "neighborhood_attention": _neighborhood_attention,
     "window_attention": _window_attention,

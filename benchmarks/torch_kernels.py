@@ -173,6 +173,19 @@ def _attention(torch, options, query, key, value):
     return run, [query, key, value]
 
 
+def _axial_attention(torch, options, query, key, value):
+    """Lines as a batch."""
+    axis = options["axis"]
+
+    def run():
+        # (b, *spatial, n, k) to (b, *others, n, t, k), and all before the heads to one axis.
+        lines = [x.movedim(axis, -2) for x in (query, key, value)]
+        y = torch.nn.functional.scaled_dot_product_attention(*(x.flatten(0, -4) for x in lines))
+        return y.unflatten(0, lines[0].shape[:-3]).movedim(-2, axis)
+
+    return run, [query, key, value]
+
+
 def _linear_attention(torch, options, query, key, value):
     """Sums of all keys; if causal, the weights of all pairs."""
 
@@ -302,6 +315,7 @@ _PEERS: dict[str, _Peer] = {
     "ssd": _Peer(_ssd, ("same",) * 5, ("same", "same")),
     "conv_lstm": _Peer(_conv_lstm, _CONV_CELL, ("clip", "image", "image")),
     "attention": _Peer(_attention, ("heads",) * 3, ("heads",)),
+    "axial_attention": _Peer(_axial_attention, ("same",) * 3, ("same",)),
     "linear_attention": _Peer(_linear_attention, ("heads",) * 3, ("heads",)),
     "neighborhood_attention": _Peer(_neighborhood_attention, ("same",) * 3, ("same",)),
     "window_attention": _Peer(_window_attention, ("same",) * 4, ("same",)),

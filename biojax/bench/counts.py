@@ -163,6 +163,11 @@ def _attention(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int
     return 2 * pairs * (query[-1] + value[-1])
 
 
+def _axial_attention(shapes: Shapes, _: tuple[int, ...], options: Mapping[str, Any]) -> int:
+    query, key, value = shapes[:3]
+    return 2 * math.prod(query[:-1]) * key[options["axis"]] * (query[-1] + value[-1])
+
+
 def _linear_attention(shapes: Shapes, _: tuple[int, ...], __: Mapping[str, Any]) -> int:
     """Sums of products of keys and values, and products of queries and these."""
     query, key, value = shapes
@@ -202,6 +207,7 @@ _FLOPS: Mapping[str, Callable[[Shapes, tuple[int, ...], Mapping[str, Any]], int]
     "conv_lstm": _cell,
     "conv_gru": _cell,
     "attention": _attention,
+    "axial_attention": _axial_attention,
     "linear_attention": _linear_attention,
     "neighborhood_attention": _neighborhood_attention,
     "window_attention": _window_attention,

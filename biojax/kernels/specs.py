@@ -221,6 +221,19 @@ _ATTENTION = [
     ),
 ]
 
+_AXIAL_ATTENTION = [
+    Spec(
+        "3d_grouped_bias",
+        ((2, 2, 3, 1, 4, 3), (2, 2, 5, 1, 2, 3), (2, 2, 5, 1, 2, 2), (4, 3, 5)),
+        {"axis": 2},
+    ),
+    Spec(
+        "2d_causal_masked",
+        ((1, 5, 2, 2, 3),) * 3,
+        {"axis": 1, "is_causal": True, "mask": (True, False, True, True, True)},
+    ),
+    Spec("2d_last", ((1, 2, 4, 1, 4),) * 3, {"axis": -3, "scale": 0.3}),
+]
 _LINEAR_ATTENTION = [
     Spec("grouped_heads", ((2, 5, 4, 3), (2, 6, 2, 3), (2, 6, 2, 4))),
     Spec("causal", ((1, 7, 4, 3), (1, 7, 2, 3), (1, 7, 2, 4)), {"is_causal": True, "chunk": 3}),
@@ -277,6 +290,7 @@ SPECS: Mapping[str, list[Spec]] = {
     "conv_lstm": _conv_cells(4),
     "conv_gru": _conv_cells(3),
     "attention": _ATTENTION,
+    "axial_attention": _AXIAL_ATTENTION,
     "linear_attention": _LINEAR_ATTENTION,
     "window_attention": _WINDOW_ATTENTION,
     "neighborhood_attention": _NEIGHBORHOOD,
@@ -392,6 +406,10 @@ LARGE: Mapping[str, list[Spec]] = {
     "attention": [
         *_LARGE_ATTENTION,
         *_bfloat16(_LARGE_ATTENTION, "t4096_n8"),
+    ],
+    "axial_attention": [
+        Spec(f"{edge}_n3_k16", ((1, edge, edge, edge, 3, 16),) * 3, {"axis": 1})
+        for edge in (24, 48)
     ],
     "linear_attention": [
         _tokens(4096, 8),

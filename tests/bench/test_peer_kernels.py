@@ -57,6 +57,10 @@ SMALL = {
         Spec("self", ((2, 5, 2, 4),) * 3),
         Spec("causal", ((2, 5, 2, 4),) * 3, {"is_causal": True}),
     ],
+    "axial_attention": [
+        Spec("first", ((2, 4, 3, 5, 2, 3),) * 3, {"axis": 1}),
+        Spec("last", ((2, 4, 3, 2, 3),) * 3, {"axis": 2}),
+    ],
     "linear_attention": [
         Spec("self", ((2, 5, 2, 4),) * 3),
         Spec("causal", ((2, 5, 2, 4),) * 3, {"is_causal": True}),
@@ -138,7 +142,7 @@ def test_pytorch_gives_the_same(kernel, spec, mode):
     contenders = _prepare(kernel, spec, mode)
     alone = {"linear_scan", "rg_lru", "mlstm", "slstm", "conv_gru"}
     assert any(name.startswith("torch") for name in contenders) == (kernel not in alone)
-    named = "linear_scan" if kernel == "rg_lru" else kernel
+    named = {"rg_lru": "linear_scan", "axial_attention": "attention"}.get(kernel, kernel)
     assert contenders["biojax"].choices[0].startswith(f"{named}: ")
     assert contenders["xla"].choices == ()
     assert min(contenders[name].compile_seconds for name in ("biojax", "xla")) > 0

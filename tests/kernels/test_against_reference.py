@@ -1,8 +1,9 @@
 """Every implementation of every kernel against its reference, forward and VJP, over the specs.
 
 The reference runs in float64. The public function is called with the reference put in the place
-of the implementation, so that both see the same arguments. `rg_lru` has no implementations of its
-own, and is held against its reference beside its other tests.
+of the implementation, so that both see the same arguments; in that of `attention`'s, where
+`axial_attention` calls it for its lines. `rg_lru` has no implementations of its own, and is held
+against its reference beside its other tests.
 """
 
 import functools
@@ -53,6 +54,7 @@ REFERENCES = {
     "conv_lstm": convolutional_reference,
     "conv_gru": convolutional_reference,
     "attention": attention_reference,
+    "axial_attention": attention_reference,
     "linear_attention": linear_attention_reference,
     "window_attention": window_reference,
     "neighborhood_attention": neighborhood_reference,
@@ -78,6 +80,7 @@ IMPLEMENTATIONS = {
     "conv_lstm": ["sequential"],
     "conv_gru": ["sequential"],
     "attention": ["xla", "blocked"],
+    "axial_attention": ["xla", "blocked"],
     "linear_attention": ["chunked"],
     "window_attention": ["xla", "blocked"],
     "neighborhood_attention": ["xla", "blocked"],
@@ -148,9 +151,10 @@ _expected: dict[tuple[str, str], list[np.ndarray]] = {}
 def expected(kernel: str, spec: Spec, compiler_options: dict) -> list[np.ndarray]:
     """The float64 reference, computed once for each spec."""
     if (kernel, spec.name) not in _expected:
-        name = "normalise" if kernel.endswith("_norm") else kernel
+        called = "attention" if kernel == "axial_attention" else kernel
+        name = "normalise" if kernel.endswith("_norm") else called
         reference = getattr(REFERENCES[kernel], name)
-        module = getattr(kernels, kernel).__module__
+        module = getattr(kernels, called).__module__
         with jax.enable_x64(), mock.patch(f"{module}.select", return_value=reference):
             values = [jnp.asarray(v, jnp.float64) for v in arrays(spec, kernel)]
             out = run(kernel, spec, values, None, compiler_options)
