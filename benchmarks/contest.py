@@ -5,6 +5,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from biojax.bench.case import in_mode
 from biojax.bench.turns import Ratio, ratio, take_turns
-from biojax.errors import DataError
+from biojax.errors import DataError, FileError
 from biojax.kernels import explain
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "hold",
     "jax_contender",
     "jax_result",
+    "read_results",
 ]
 
 # A contest has three rounds at least, or two where they are longer than this many seconds.
@@ -105,6 +107,25 @@ class Result:
         }
         parts = {k: r and {"ratio": r.value, "deviation": r.deviation} for k, r in ratios.items()}
         return json.dumps({**where, **dataclasses.asdict(self), "layout": self.layout, **parts})
+
+
+def read_results(path: Path) -> list[Result]:
+    """The lines that `Result.to_json` wrote.
+
+    Raises:
+      FileError: there is no such file, or a line of it is no result.
+    """
+    names = [field.name for field in dataclasses.fields(Result)]
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Result(**{name: line[name] for name in names if name in line}) for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise FileError(
+            str(path),
+            f"what is no file of results ({error})",
+            "JSON lines, one for each contest",
+            "Give the peers.jsonl that benchmarks.peers writes",
+        ) from error
 
 
 def hold(contest: Contest, *, budget: float = 10.0, at_most: int = 9, **options: Any) -> Result:
