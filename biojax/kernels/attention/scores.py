@@ -15,7 +15,7 @@ from jax.custom_batching import custom_vmap
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, Precision
 
-__all__ = ["CHUNK", "Options", "are_small", "dropout_weights", "exp", "visible"]
+__all__ = ["CHUNK", "Options", "are_small", "dropout_weights", "exp", "exponentials", "visible"]
 
 # Keys that share one key of the random numbers.
 CHUNK = 128
@@ -120,6 +120,19 @@ def _largest_norm(x: Array) -> Array:
 @_largest_norm.def_vmap
 def _largest_norm_of_all(_, __, x: Array) -> tuple[Array, bool]:
     return _largest_norm(x), False
+
+
+def exponentials(z: Array) -> tuple[Array, Array, Array]:
+    """exp(z - peak), its sum along the last axis, and the peak; a sum of 1 where all z are -inf.
+
+    The quotient does not depend on the peak, so that no gradient flows through it; that of a
+    maximum is 0 / 0 where the compiler computes z anew, and none is equal to the peak any more.
+    """
+    peak = jnp.max(lax.stop_gradient(z), axis=-1, keepdims=True)
+    peak = jnp.maximum(peak, jnp.finfo(z.dtype).min)
+    weights = jnp.exp(z - peak)
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights, jnp.where(total > 0, total, 1), peak
 
 
 @jax.custom_jvp

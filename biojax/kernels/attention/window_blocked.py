@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from biojax.kernels.attention.scores import are_small, exp
+from biojax.kernels.attention.scores import are_small, exp, exponentials
 from biojax.kernels.attention.windows import (
     Settings,
     as_image,
     as_windows,
-    exponentials,
     logits,
     sides,
 )

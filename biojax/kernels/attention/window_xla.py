@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 
+from biojax.kernels.attention.scores import exponentials
 from biojax.kernels.attention.windows import (
     Settings,
     as_image,
     as_windows,
-    exponentials,
     logits,
     sides,
 )

@@ -13,7 +13,7 @@ from jax import lax
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, Precision
 
-__all__ = ["Settings", "as_image", "as_windows", "exponentials", "logits", "sides"]
+__all__ = ["Settings", "as_image", "as_windows", "logits", "sides"]
 
 
 class Settings(NamedTuple):
@@ -76,15 +76,3 @@ def logits(
     if side is not None:
         z = jnp.where(side[..., :, None] == side[..., None, :], z, -jnp.inf)
     return z
-
-
-def exponentials(z: Array) -> tuple[Array, Array, Array]:
-    """exp(z - peak), its sum along the last axis, and the peak; a sum of 1 where all z are -inf.
-
-    The quotient does not depend on the peak, so that no gradient flows through it.
-    """
-    peak = jnp.max(lax.stop_gradient(z), axis=-1, keepdims=True)
-    peak = jnp.maximum(peak, jnp.finfo(z.dtype).min)
-    weights = jnp.exp(z - peak)
-    total = weights.sum(axis=-1, keepdims=True)
-    return weights, jnp.where(total > 0, total, 1), peak

@@ -1,9 +1,8 @@
 """Attention as two matrix products around a softmax, with every score in memory."""
 
 import jax.numpy as jnp
-from jax import lax
 
-from biojax.kernels.attention.scores import dropout_weights, visible
+from biojax.kernels.attention.scores import dropout_weights, exponentials, visible
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -36,7 +35,10 @@ def attention(
     seen = visible(jnp.arange(t)[:, None], jnp.arange(s), options.is_causal, *ends)
     if seen is not None:
         logits = jnp.where(seen, logits, -jnp.inf)
-    weights, lse = _softmax(logits)
+    weights, total, peak = exponentials(logits)
+    weights /= total
+    sees_none = jnp.all(logits == -jnp.inf, axis=-1, keepdims=True)
+    lse = jnp.where(sees_none, -jnp.inf, peak + jnp.log(total))[..., 0]
     if dropout_key is not None:
         kept = dropout_weights(dropout_key, jnp.arange(b * n * t), 0, s, options.dropout_rate)
         weights *= kept.reshape(weights.shape)
@@ -48,20 +50,3 @@ def attention(
     )
     y = y.reshape(b, n, t, -1).swapaxes(1, 2).astype(query.dtype)
     return y, lse.swapaxes(1, 2)
-
-
-def _softmax(logits: Array) -> tuple[Array, Array]:
-    """Softmax over the last axis, and the log of its denominator.
-
-    A row of minus infinities gives zeros, not NaN. The results do not depend on the peak, so no
-    gradient flows through it; that of a maximum is 0 / 0 where the compiler computes the logits
-    anew, and none is equal to the peak any more.
-    """
-    peak = jnp.max(lax.stop_gradient(logits), axis=-1, keepdims=True)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    seen = logits != -jnp.inf
-    weights = jnp.where(seen, jnp.exp(jnp.where(seen, logits - peak, 0.0)), 0.0)
-    total = weights.sum(axis=-1, keepdims=True)
-    some = jnp.where(total > 0, total, 1.0)
-    lse = jnp.where(total > 0, peak + jnp.log(some), -jnp.inf)
-    return weights / some, lse[..., 0]
