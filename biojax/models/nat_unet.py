@@ -27,14 +27,18 @@ __all__ = ["NATUNet"]
 class NATUNet(UNet):
     """`UNet` whose stages, from the second on, are neighbourhood attention on their way down.
 
-    Overlapping convolutions of 3 go from one to the next. Positions are rotary.
+    Overlapping convolutions of 3 go from one to the next. Positions are rotary, with the base of
+    Heo et al., "Rotary position embedding for vision transformer", ECCV 2024, section 3: of heads
+    of 16 channels two waves are left to each of three axes, and the longer has to tell neighbours.
 
     Args:
       num_convs: blocks of convolution in the first stage, and in each of the decoder's.
       num_blocks: of attention, in each stage but the first.
       num_heads: likewise; must divide its features, into two channels for each axis or more.
-      window_size: keys that a voxel sees along each axis; all of them where there are fewer.
+      attention_kernel_size: keys that a voxel sees along each axis, the `kernel_size` of
+        `biojax.kernels.neighborhood_attention`; all of them where there are fewer.
       dilated: let the keys of each second block be as far apart as the image allows.
+      base: of the rotary positions, see `biojax.kernels.rotary_angles`.
       mlp_ratio: width of a block's hidden layer over its features.
       layer_scale: what learned scales of the branches start from; None for no such scales.
       drop_path_rate: share of images that leave out the last block, while training; from block to
@@ -48,8 +52,9 @@ class NATUNet(UNet):
     features: Sequence[int] = (24, 48, 96, 192, 384)
     num_blocks: Sequence[int] = (2, 2, 6, 2)
     num_heads: Sequence[int] = (3, 6, 12, 24)
-    window_size: IntOrTuple = 7
+    attention_kernel_size: IntOrTuple = 7
     dilated: bool = True
+    base: float = 100.0
     mlp_ratio: float = 3.0
     layer_scale: float | None = None
     drop_path_rate: float = 0.0
@@ -78,8 +83,9 @@ class NATUNet(UNet):
             for j in range(self.num_blocks[i - 1]):
                 x = NeighborhoodBlock(
                     self.num_heads[i - 1],
-                    self.window_size,
+                    self.attention_kernel_size,
                     self._dilation(x, j),
+                    base=self.base,
                     mlp_ratio=self.mlp_ratio,
                     layer_scale=self.layer_scale,
                     drop_path_rate=self.drop_path_rate * blocks / max(1, sum(self.num_blocks) - 1),
@@ -95,7 +101,9 @@ class NATUNet(UNet):
 
     def _dilation(self, x: Array, j: int) -> tuple[int, ...]:
         """Of block j: alternately one, and the largest that the image has room for."""
-        window = per_axis(self._where, "window_size", self.window_size, self.spatial_dims)
+        size = per_axis(
+            self._where, "attention_kernel_size", self.attention_kernel_size, self.spatial_dims
+        )
         wide = self.dilated and j % 2
-        sizes = zip(x.shape[1:-1], window, strict=True)
-        return tuple(max(1, n // k) if wide else 1 for n, k in sizes)
+        fit = zip(x.shape[1:-1], size, strict=True)
+        return tuple(max(1, n // k) if wide else 1 for n, k in fit)

@@ -32,6 +32,7 @@ class NeighborhoodAttention(nn.Module):
       is_causal: whether keys after the query are hidden, for each axis or for all.
       rotary: turn queries and keys by where they are, see `biojax.kernels.rotary_angles`: without,
         a voxel does not know which of its neighbours is where.
+      base: of the angles; the less, the shorter the waves.
       qkv_bias: whether queries, keys and values have a bias.
       dropout_rate: of the output, while training.
       precision: of all products.
@@ -52,6 +53,7 @@ class NeighborhoodAttention(nn.Module):
     dilation: IntOrTuple = 1
     is_causal: bool | Sequence[bool] = False
     rotary: bool = True
+    base: float = 10_000.0
     qkv_bias: bool = True
     dropout_rate: float = 0.0
     precision: Precision = None
@@ -88,7 +90,7 @@ class AxialAttention(nn.Module):
       num_heads: n; must divide the features of x.
       axis: of x, from 1 on: 1 is the first of the spatial ones.
       is_causal: whether a voxel sees only those before it.
-      num_heads, rotary, qkv_bias, dropout_rate, precision, dtype, param_dtype: see
+      num_heads, rotary, base, qkv_bias, dropout_rate, precision, dtype, param_dtype: see
         `NeighborhoodAttention`.
       implementation: see `biojax.kernels.attention`.
 
@@ -103,6 +105,7 @@ class AxialAttention(nn.Module):
     axis: int
     is_causal: bool = False
     rotary: bool = True
+    base: float = 10_000.0
     qkv_bias: bool = True
     dropout_rate: float = 0.0
     precision: Precision = None
@@ -143,6 +146,7 @@ class NeighborhoodBlock(nn.Module):
       dilation: voxels from one key to the next.
       is_causal: whether keys after the query are hidden.
       rotary: turn queries and keys by where they are.
+      base: of the angles by which they are turned.
       mlp_ratio: width of the hidden layer over the features.
       mlp: "gelu" or "swiglu", see `biojax.modules.MLP`.
       qkv_bias: whether queries, keys and values have a bias.
@@ -163,6 +167,7 @@ class NeighborhoodBlock(nn.Module):
     dilation: IntOrTuple = 1
     is_causal: bool | Sequence[bool] = False
     rotary: bool = True
+    base: float = 10_000.0
     mlp_ratio: float = 4.0
     mlp: str = "gelu"
     qkv_bias: bool = True
@@ -194,6 +199,7 @@ class NeighborhoodBlock(nn.Module):
             self.dilation,
             self.is_causal,
             self.rotary,
+            self.base,
             self.qkv_bias,
             self.dropout_rate,
             self.precision,
@@ -241,7 +247,7 @@ def _between_matrices(
 
     query, key, value = heads("query"), heads("key"), heads("value")
     if layer.rotary:
-        angles = rotary_angles([x.shape[axis] for axis in axes], k)
+        angles = rotary_angles([x.shape[axis] for axis in axes], k, base=layer.base)
         others = [n if i in axes else 1 for i, n in enumerate(sizes, 1)]
         angles = jnp.broadcast_to(angles.reshape(*others, -1), (*sizes, angles.shape[-1]))
         angles = angles.reshape(-1, angles.shape[-1])

@@ -30,7 +30,7 @@ MODELS = {
         "num_blocks": (2, 1),
         "num_heads": (2, 1),
         "num_convs": 1,
-        "window_size": 3,
+        "attention_kernel_size": 3,
     },
     "primus_s": {
         "out_channels": 3,

@@ -14,7 +14,7 @@ SMALL = {
     "num_blocks": (2,),
     "num_heads": (1,),
     "num_convs": 1,
-    "window_size": 2,
+    "attention_kernel_size": 2,
 }
 
 
@@ -60,7 +60,7 @@ def test_every_second_block_reaches_over_the_image(monkeypatch):
 
 def test_a_window_that_is_larger_than_a_stage(with_parameters, quick_jit):
     """With attention to the whole of the second stage every pixel is seen."""
-    model = create_model("nat_unet_t", spatial_dims=2, **{**SMALL, "window_size": 9})
+    model = create_model("nat_unet_t", spatial_dims=2, **{**SMALL, "attention_kernel_size": 9})
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 16, 12, 1)), jnp.float32)
     variables = with_parameters(model, x)
     gradient = quick_jit(jax.grad(lambda x: jnp.asarray(model.apply(variables, x))[0, 0, 0, 0]))(x)

@@ -27,8 +27,8 @@ def close(got, want):
 
 
 def test_an_image_that_the_window_holds(with_parameters):
-    tokens, angles = X.reshape(2, 12, 8), rotary_angles((3, 4), 4)
-    layer = NeighborhoodAttention(2, kernel_size=9)
+    tokens, angles = X.reshape(2, 12, 8), rotary_angles((3, 4), 4, base=5.0)
+    layer = NeighborhoodAttention(2, kernel_size=9, base=5.0)
     variables = with_parameters(layer, X)
     want = of(MultiHeadAttention(2), variables, tokens, angles=angles)
     close(of(layer, variables, X).reshape(tokens.shape), want)
@@ -38,13 +38,13 @@ def test_an_image_that_the_window_holds(with_parameters):
 
 def test_a_block_is_that_of_transformers(with_parameters):
     fields = {"mlp_ratio": 2.0, "mlp": "swiglu", "layer_scale": 0.1}
-    block = NeighborhoodBlock(2, kernel_size=4, **fields)
+    block = NeighborhoodBlock(2, kernel_size=4, base=5.0, **fields)
     variables = with_parameters(block, X)
     want = of(
         TransformerBlock(2, **fields),
         variables,
         X.reshape(2, 12, 8),
-        angles=rotary_angles((3, 4), 4),
+        angles=rotary_angles((3, 4), 4, base=5.0),
     )
     close(of(block, variables, X), want.reshape(X.shape))
 
@@ -58,10 +58,10 @@ def test_a_voxel_sees_its_neighbourhood_and_no_more(with_parameters):
 
 
 def test_lines_along_an_axis(with_parameters):
-    layer = AxialAttention(2, 1, is_causal=True)
+    layer = AxialAttention(2, 1, is_causal=True, base=5.0)
     variables = with_parameters(layer, X)
     columns = jnp.moveaxis(X, 1, 2)
-    tokens, angles = columns.reshape(8, 3, 8), rotary_angles(3, 4)
+    tokens, angles = columns.reshape(8, 3, 8), rotary_angles(3, 4, base=5.0)
     want = of(MultiHeadAttention(2, is_causal=True), variables, tokens, angles=angles)
     got = jnp.moveaxis(of(layer, variables, X), 1, 2)
     close(got, want.reshape(columns.shape))
