@@ -10,7 +10,7 @@ import pytest
 
 from biojax.errors import ShapeError
 from biojax.kernels import explain, window_attention
-from biojax.kernels.attention import window_blocked
+from biojax.kernels.attention import window, window_blocked
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -82,11 +82,15 @@ def test_memory_is_that_of_a_group(monkeypatch, memory):
     assert both < 2 * scores
 
 
-def test_what_is_chosen():
-    small, large = (jax.ShapeDtypeStruct((1, n, n, n, 3, 16), jnp.float32) for n in (7, 49))
-    for x, name in ((small, "xla"), (large, "blocked")):
+def test_what_is_chosen(monkeypatch):
+    def chosen(n: int) -> str:
+        x = jax.ShapeDtypeStruct((1, n, n, n, 3, 16), jnp.float32)
         (choice,) = explain(functools.partial(window_attention, window_size=7), x, x, x)
-        assert choice.implementation == name
+        return choice.implementation
+
+    assert [chosen(n) for n in (7, 49)] == ["xla", "blocked"]
+    monkeypatch.setattr(window, "platform", lambda: "gpu")
+    assert [chosen(n) for n in (49, 98)] == ["xla", "blocked"]
 
 
 def test_transforms(stands_every_transform, monkeypatch):

@@ -14,6 +14,8 @@ from biojax.typing import Array, IntOrTuple, Precision
 
 __all__ = ["window_attention"]
 
+# Scores that are kept where all windows are computed at once: 1 GiB of float32.
+SCORES = 2**28
 _IMPLEMENTATIONS = {"xla": window_xla.attention, "blocked": window_blocked.attention}
 
 
@@ -91,11 +93,12 @@ def window_attention(
 
 
 def _choose(query: Array, window: tuple[int, ...]) -> tuple[str, str]:
-    if platform() != "cpu":
-        return "xla", f"all windows at once on {platform()}"
     b, *spatial, n, _ = query.shape
     w = math.prod(window)
     m = b * math.prod(spatial) // w
+    if platform() != "cpu":
+        few = m * n * w * w <= SCORES
+        return ("xla" if few else "blocked"), f"{m * n * w * w} scores on {platform()}"
     if window_blocked.group_of(m, n, w, accumulator(query.dtype).itemsize) == m:
         return "xla", "few windows, on CPU"
     return "blocked", "scores stay in cache on CPU"
