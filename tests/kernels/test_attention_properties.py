@@ -170,6 +170,22 @@ def test_what_is_as_large_as_the_image_is_attention_to_all(
         np.testing.assert_allclose(g, w, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [*BIASES, "neighbourhoods", "all causal"])
+def test_derivatives_of_gradients_forward(form, quickly):
+    """Of "blocked", whose gradients are written by hand, as of "xla"."""
+    name, *causal = form.split()
+    arrays = [x[:1] for x in images()]
+
+    def of(way: str) -> tuple[jax.Array, ...]:
+        attend = partial(FORMS[f"{name} {way}"], **({"is_causal": True} if causal else {}))
+        slope = jax.grad(lambda *arrays: jnp.sin(attend(*arrays)).sum(), argnums=(0, 1, 2))
+        return jax.jvp(slope, arrays, arrays[::-1])[1]
+
+    both = jax.jit(lambda: (of("blocked"), of("xla")), compiler_options=quickly)
+    for got, want in zip(*both(), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_lines_of_a_row_are_all_there_is(way, run):
     """An image of one row: its lines are all voxels."""
