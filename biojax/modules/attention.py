@@ -9,9 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError, ShapeError, nearest_divisor
 from biojax.kernels import attention, rotary
+from biojax.modules.heads import head_size
 from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm
-from biojax.modules.residual import DropPath, LayerScale
+from biojax.modules.residual import add_branch
 from biojax.typing import Array, Dtype, Precision
 
 __all__ = ["MultiHeadAttention", "TransformerBlock"]
@@ -91,7 +92,7 @@ class MultiHeadAttention(nn.Module):
         dense = partial(nn.Dense, precision=self.precision, **kind)
         norm = partial(make_norm, "layer", epsilon=self.epsilon, **kind)
         z = x if context is None else context
-        k = x.shape[-1] // self.num_heads
+        k = head_size("MultiHeadAttention", self.num_heads, x.shape[-1])
 
         def heads(of: Array, name: str, number: int, use_bias: bool) -> Array:
             y = dense(number * k, use_bias=use_bias, name=name)(of)
@@ -134,15 +135,6 @@ class MultiHeadAttention(nn.Module):
                     "(b, t, c)",
                     "Make the axes of an image one: x.reshape(b, -1, c)",
                 )
-        c = x.shape[-1]
-        if self.num_heads < 1 or c % self.num_heads:
-            raise ConfigError(
-                "MultiHeadAttention",
-                f"num_heads={self.num_heads} for {c} features",
-                "a number of heads that divides the features",
-                "Change either",
-                f"num_heads={nearest_divisor(self.num_heads, c)}",
-            )
         m = self.num_key_heads
         if m is not None and (m < 1 or self.num_heads % m):
             raise ConfigError(
@@ -230,27 +222,20 @@ class TransformerBlock(nn.Module):
         `bias`, `mask`, `key_lengths` and `angles` are of the attention to x itself.
         """
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def norm(x: Array, name: str) -> Array:
-            return make_norm("layer", epsilon=self.epsilon, layer_name=name, **kind)(x)
-
-        def back(y: Array, name: str) -> Array:
-            if self.layer_scale is not None:
-                y = LayerScale(self.layer_scale, name=name, **kind)(y)
-            return DropPath(self.drop_path_rate)(y, train)
-
-        y = self._attention("attention", is_causal=self.is_causal)(
-            norm(x, "norm1"),
-            bias=bias,
-            mask=mask,
-            key_lengths=key_lengths,
-            angles=angles,
+        add = partial(
+            add_branch,
             train=train,
+            epsilon=self.epsilon,
+            layer_scale=self.layer_scale,
+            drop_path_rate=self.drop_path_rate,
+            **kind,
         )
-        x = x + back(y, "scale1")
+        seen = {"bias": bias, "mask": mask, "key_lengths": key_lengths, "angles": angles}
+        attention = self._attention("attention", is_causal=self.is_causal)
+        x = add(x, partial(attention, train=train, **seen), "1")
         if context is not None:
-            y = self._attention("cross_attention")(norm(x, "norm_cross"), context, train=train)
-            x = x + back(y, "scale_cross")
+            attention = self._attention("cross_attention")
+            x = add(x, partial(attention, context=context, train=train), "_cross")
         mlp = MLP(
             int(x.shape[-1] * self.mlp_ratio),
             self.mlp,
@@ -261,7 +246,7 @@ class TransformerBlock(nn.Module):
             name="mlp",
             **kind,
         )
-        return checkpoint_name(x + back(mlp(norm(x, "norm2"), train), "scale2"), "block")
+        return checkpoint_name(add(x, partial(mlp, train=train), "2"), "block")
 
     def _attention(self, name: str, is_causal: bool = False) -> MultiHeadAttention:
         fields = ("qkv_bias", "key_bias", "qk_norm", "num_key_heads", "dropout_rate")

@@ -1,19 +1,18 @@
 """Attention layers over images (b, *spatial, c): in the neighbourhood, and along an axis."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from biojax.errors import ConfigError, ShapeError, nearest_divisor
+from biojax.errors import ShapeError
 from biojax.kernels import axial_attention, neighborhood_attention, rotary, rotary_angles
 from biojax.kernels.conv.geometry import per_axis
+from biojax.modules.heads import self_attention
 from biojax.modules.mlp import MLP
-from biojax.modules.norm import make_norm
-from biojax.modules.residual import DropPath, LayerScale
+from biojax.modules.residual import add_branch
 from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["AxialAttention", "NeighborhoodAttention", "NeighborhoodBlock"]
@@ -70,15 +69,24 @@ class NeighborhoodAttention(nn.Module):
             for name in ("kernel_size", "dilation")
         )
         fit = zip(kernel_size, sizes, dilation, strict=True)
-        attend = partial(
-            neighborhood_attention,
-            kernel_size=tuple(max(1, min(k, n // d)) for k, n, d in fit),
-            dilation=dilation,
-            is_causal=self.is_causal,
-            precision=self.precision,
-            implementation=self.implementation,
-        )
-        return _between_matrices(self, attend, x, range(1, x.ndim - 1), train)
+        kernel_size = tuple(max(1, min(k, n // d)) for k, n, d in fit)
+
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            if self.rotary:
+                axes = range(1, x.ndim - 1)
+                query, key = (_turn(y, axes, self.base) for y in (query, key))
+            return neighborhood_attention(
+                query,
+                key,
+                value,
+                kernel_size=kernel_size,
+                dilation=dilation,
+                is_causal=self.is_causal,
+                precision=self.precision,
+                implementation=self.implementation,
+            )
+
+        return self_attention(self, attend, x, train)
 
 
 class AxialAttention(nn.Module):
@@ -124,14 +132,21 @@ class AxialAttention(nn.Module):
                 "Name one of these",
                 f"axis={min(max(self.axis, 1), x.ndim - 2)}",
             )
-        attend = partial(
-            axial_attention,
-            axis=self.axis,
-            is_causal=self.is_causal,
-            precision=self.precision,
-            implementation=self.implementation,
-        )
-        return _between_matrices(self, attend, x, [self.axis], train)
+
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            if self.rotary:
+                query, key = (_turn(y, [self.axis], self.base) for y in (query, key))
+            return axial_attention(
+                query,
+                key,
+                value,
+                axis=self.axis,
+                is_causal=self.is_causal,
+                precision=self.precision,
+                implementation=self.implementation,
+            )
+
+        return self_attention(self, attend, x, train)
 
 
 class NeighborhoodBlock(nn.Module):
@@ -184,15 +199,14 @@ class NeighborhoodBlock(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to the same."""
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-
-        def norm(x: Array, name: str) -> Array:
-            return make_norm("layer", epsilon=self.epsilon, layer_name=name, **kind)(x)
-
-        def back(y: Array, name: str) -> Array:
-            if self.layer_scale is not None:
-                y = LayerScale(self.layer_scale, name=name, **kind)(y)
-            return DropPath(self.drop_path_rate)(y, train)
-
+        add = partial(
+            add_branch,
+            train=train,
+            epsilon=self.epsilon,
+            layer_scale=self.layer_scale,
+            drop_path_rate=self.drop_path_rate,
+            **kind,
+        )
         attention = NeighborhoodAttention(
             self.num_heads,
             self.kernel_size,
@@ -216,42 +230,15 @@ class NeighborhoodBlock(nn.Module):
             name="mlp",
             **kind,
         )
-        x = x + back(attention(norm(x, "norm1"), train), "scale1")
-        return checkpoint_name(x + back(mlp(norm(x, "norm2"), train), "scale2"), "block")
+        x = add(x, partial(attention, train=train), "1")
+        return checkpoint_name(add(x, partial(mlp, train=train), "2"), "block")
 
 
-def _between_matrices(
-    layer: NeighborhoodAttention | AxialAttention,
-    attend: Callable[..., Array],
-    x: Array,
-    axes: Sequence[int],
-    train: bool,
-) -> Array:
-    """Heads of x, turned by their places along axes, attend to each other and are made one."""
-    b, *sizes, c = x.shape
-    if layer.num_heads < 1 or c % layer.num_heads:
-        raise ConfigError(
-            type(layer).__name__,
-            f"num_heads={layer.num_heads} for {c} features",
-            "a number of heads that divides the features",
-            "Change either",
-            f"num_heads={nearest_divisor(layer.num_heads, c)}",
-        )
-    k = c // layer.num_heads
-    kind: dict[str, Any] = {"dtype": layer.dtype, "param_dtype": layer.param_dtype}
-    dense = partial(nn.Dense, c, precision=layer.precision, **kind)
-
-    def heads(name: str) -> Array:
-        y = dense(use_bias=layer.qkv_bias, name=name)(x)
-        return y.reshape(b, *sizes, layer.num_heads, k)
-
-    query, key, value = heads("query"), heads("key"), heads("value")
-    if layer.rotary:
-        angles = rotary_angles([x.shape[axis] for axis in axes], k, base=layer.base)
-        others = [n if i in axes else 1 for i, n in enumerate(sizes, 1)]
-        angles = jnp.broadcast_to(angles.reshape(*others, -1), (*sizes, angles.shape[-1]))
-        angles = angles.reshape(-1, angles.shape[-1])
-        tokens = (b, -1, layer.num_heads, k)
-        query, key = (rotary(y.reshape(tokens), angles).reshape(y.shape) for y in (query, key))
-    y = dense(name="proj")(attend(query, key, value).reshape(x.shape))
-    return nn.Dropout(layer.dropout_rate, deterministic=not train)(y)
+def _turn(x: Array, axes: Sequence[int], base: float) -> Array:
+    """Heads (b, *spatial, n, k), turned by their places along axes."""
+    *sizes, n, k = x.shape[1:]
+    angles = rotary_angles([x.shape[axis] for axis in axes], k, base=base)
+    others = [size if i in axes else 1 for i, size in enumerate(sizes, 1)]
+    angles = jnp.broadcast_to(angles.reshape(*others, -1), (*sizes, angles.shape[-1]))
+    turned = rotary(x.reshape(x.shape[0], -1, n, k), angles.reshape(-1, angles.shape[-1]))
+    return turned.reshape(x.shape)

@@ -1,12 +1,15 @@
-"""What a residual branch passes on its way back to the sum."""
+"""Residual branches, and what they pass on their way back to the sum."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from biojax.modules.norm import make_norm
 from biojax.typing import Array, Dtype
 
-__all__ = ["DropPath", "LayerScale"]
+__all__ = ["DropPath", "LayerScale", "add_branch"]
 
 
 class DropPath(nn.Module):
@@ -50,3 +53,28 @@ class LayerScale(nn.Module):
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         x, scale = promote_dtype(x, scale, dtype=self.dtype)
         return x * scale
+
+
+def add_branch(
+    x: Array,
+    branch: Callable[[Array], Array],
+    suffix: str,
+    train: bool,
+    *,
+    epsilon: float,
+    layer_scale: float | None = None,
+    drop_path_rate: float = 0.0,
+    dtype: Dtype | None,
+    param_dtype: Dtype,
+) -> Array:
+    """Adds a pre-norm branch, within the call of a block, whose fields the options are.
+
+    y = x + scale branch(norm(x))
+
+    Its parameters are those of "norm" and "scale", each with the suffix behind its name.
+    """
+    kind = {"dtype": dtype, "param_dtype": param_dtype}
+    y = branch(make_norm("layer", epsilon=epsilon, layer_name=f"norm{suffix}", **kind)(x))
+    if layer_scale is not None:
+        y = LayerScale(layer_scale, name=f"scale{suffix}", **kind)(y)
+    return x + DropPath(drop_path_rate)(y, train)

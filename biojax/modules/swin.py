@@ -9,12 +9,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from biojax.errors import ConfigError, nearest, nearest_divisor
+from biojax.errors import ConfigError, nearest
 from biojax.kernels import relative_bias, window_attention
 from biojax.kernels.conv.geometry import per_axis
+from biojax.modules.heads import self_attention
 from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm
-from biojax.modules.residual import DropPath
+from biojax.modules.residual import add_branch
 from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["PatchMerging", "SwinBlock", "WindowAttention"]
@@ -60,42 +61,28 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to the same."""
-        *spatial, c = x.shape[1:]
-        if self.num_heads < 1 or c % self.num_heads:
-            raise ConfigError(
-                "WindowAttention",
-                f"num_heads={self.num_heads} for {c} features",
-                "a number of heads that divides the features",
-                "Change either",
-                f"num_heads={nearest_divisor(self.num_heads, c)}",
-            )
+        spatial = x.shape[1:-1]
         whole = per_axis("WindowAttention", "window_size", self.window_size, len(spatial))
         window = tuple(min(n, w) for n, w in zip(spatial, whole, strict=True))
         shift = tuple(
             w // 2 if self.shifted and n > w else 0 for n, w in zip(spatial, whole, strict=True)
         )
         behind = [(0, -n % w) for n, w in zip(spatial, window, strict=True)]
-        x = jnp.pad(x, [(0, 0), *behind, (0, 0)])
 
-        kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = partial(nn.Dense, c, precision=self.precision, **kind)
-        query, key, value = (
-            dense(use_bias=self.qkv_bias, name=name)(x).reshape(*x.shape[:-1], self.num_heads, -1)
-            for name in ("query", "key", "value")
-        )
-        y = window_attention(
-            query,
-            key,
-            value,
-            self._bias(whole, window),
-            window_size=window,
-            shift=shift,
-            precision=self.precision,
-            implementation=self.implementation,
-        )
-        y = y.reshape(x.shape)[:, *(slice(n) for n in spatial)]
-        y = dense(name="proj")(y)
-        return nn.Dropout(self.dropout_rate, deterministic=not train)(y)
+        def attend(query: Array, key: Array, value: Array) -> Array:
+            y = window_attention(
+                query,
+                key,
+                value,
+                self._bias(whole, window),
+                window_size=window,
+                shift=shift,
+                precision=self.precision,
+                implementation=self.implementation,
+            )
+            return y[:, *(slice(n) for n in spatial)]
+
+        return self_attention(self, attend, jnp.pad(x, [(0, 0), *behind, (0, 0)]), train)
 
     def _bias(self, whole: tuple[int, ...], window: tuple[int, ...]) -> Array:
         """The bias of this window, which may be smaller than the one that the table is for."""
@@ -148,8 +135,8 @@ class SwinBlock(nn.Module):
     def __call__(self, x: Array, train: bool = False) -> Array:
         """(b, *spatial, c) to the same."""
         kind: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = partial(make_norm, "layer", epsilon=self.epsilon, **kind)
-        drop = DropPath(self.drop_path_rate)
+        options = {"epsilon": self.epsilon, "drop_path_rate": self.drop_path_rate, **kind}
+        add = partial(add_branch, train=train, **options)
         attention = WindowAttention(
             self.num_heads,
             self.window_size,
@@ -168,8 +155,8 @@ class SwinBlock(nn.Module):
             name="mlp",
             **kind,
         )
-        x = x + drop(attention(norm(layer_name="norm1")(x), train), train)
-        return checkpoint_name(x + drop(mlp(norm(layer_name="norm2")(x), train), train), "block")
+        x = add(x, partial(attention, train=train), "1")
+        return checkpoint_name(add(x, partial(mlp, train=train), "2"), "block")
 
 
 class PatchMerging(nn.Module):
