@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from biojax.kernels import attention, attention_and_lse
 from biojax.kernels.attention import blocked, cudnn, xla
+from biojax.kernels.attention.block import Inputs, plan_of
 from biojax.kernels.attention.scores import are_small, exp
 
 T, S = 40, 61
@@ -101,6 +102,16 @@ def test_gradients_are_differentiated_forward(size, monkeypatch, quickly):
 
     for got, want in zip(run("blocked"), run("xla"), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+def test_blocks_divide_the_tokens_where_every_score_has_a_bias():
+    tokens = [jax.ShapeDtypeStruct((1, 13_824, 2, 8), jnp.float32)] * 3
+    plain, dense = (
+        plan_of(Inputs(*tokens, bias=bias), 1024, 1024)
+        for bias in (np.zeros((13_824, 1)), np.broadcast_to(0.0, (13_824, 13_824)))
+    )
+    assert plain.queries == plain.keys == (14, 988)
+    assert dense.queries == dense.keys == (16, 864)
 
 
 def test_lengths_are_as_if_the_rest_were_cut_off():

@@ -45,17 +45,27 @@ class Plan(NamedTuple):
 
 
 def plan_of(inputs: Inputs, queries: int, keys: int) -> Plan:
-    """Blocks of at most so many, of one size; the last may reach beyond the end."""
+    """Blocks of at most so many, of one size; the last may reach beyond the end.
+
+    What is given for every score would be copied to fill it up, and so has up to a quarter more
+    blocks where those are whole.
+    """
     b, t, n, _ = inputs.query.shape
     s, m = inputs.key.shape[1:3]
-    count, size = _cut(s, keys)
+    shapes = [x.shape[-2:] for x in (inputs.bias, inputs.mask) if x is not None]
+    more = 1.25 if any(len(shape) == 2 and 1 not in shape for shape in shapes) else 1.0
+    count, size = _cut(s, keys, more)
     if inputs.dropout_key is not None:
         size = -(-size // CHUNK) * CHUNK
-    return Plan(b, m, n // m, t, s, _cut(t, queries), (count, size))
+        count = -(-s // size)
+    return Plan(b, m, n // m, t, s, _cut(t, queries, more), (count, size))
 
 
-def _cut(n: int, largest: int) -> tuple[int, int]:
-    count = max(1, -(-n // largest))
+def _cut(n: int, largest: int, more: float) -> tuple[int, int]:
+    """Into how many, of what size: the fewest, or so many times more where those are whole."""
+    least = -(-n // largest)
+    counts = range(least, int(more * least) + 1)
+    count = next((count for count in counts if n % count == 0), least)
     return count, -(-n // count)
 
 

@@ -30,7 +30,11 @@ QUERIES = KEYS = 1024
 
 
 def attention(*args) -> tuple[Array, Array]:
-    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v) and the log-sum-exp (b, t, n)."""
+    """The arrays of `Inputs`, then `Options`; to y (b, t, n, v) and the log-sum-exp (b, t, n).
+
+    A bias or mask of all t * s scores is copied where no blocks near their best size divide t and
+    s; the gradient of such a bias is as large.
+    """
     inputs = Inputs(*args[:-1])
     # Inside of `shard_map` gradients are of the type of what they are gradients of.
     query, key, value, bias = _varying(inputs[:4], inputs)
