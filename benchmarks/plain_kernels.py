@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax import kernels
-from biojax.kernels.conv.geometry import per_axis, transpose_pads
+from biojax.kernels.axes import per_axis
+from biojax.kernels.conv.geometry import transpose_pads
 
 __all__ = ["ASSOCIATIVE", "PLAIN", "plainly"]
 

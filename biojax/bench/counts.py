@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 
 from biojax.kernels import Choice, explain
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.kernels.specs import Spec
 from biojax.modules import Conv, ConvTranspose
 

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import PatchEmbed, TransformerBlock, make_norm, sincos_positions
 from biojax.typing import Array, Dtype, IntOrTuple, Precision

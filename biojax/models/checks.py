@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from biojax.errors import ConfigError, ShapeError
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.typing import Array, IntOrTuple
 
 __all__ = ["check_image", "patch_grid", "patch_strides"]

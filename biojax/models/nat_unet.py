@@ -16,7 +16,7 @@ number of parameters. Three-dimensional:
 from collections.abc import Sequence
 
 from biojax.errors import ConfigError
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.unet import UNet
 from biojax.modules import Conv, NeighborhoodBlock, make_norm
 from biojax.typing import Array, IntOrTuple, Precision

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.kernels import rotary_angles
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image, patch_grid, patch_strides
 from biojax.modules import ConvTranspose, LearnedPositions, PatchEmbed, TransformerBlock, make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Precision

@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError
 from biojax.kernels import avg_pool
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.unet import UNet
 from biojax.modules import ConvBlock
 from biojax.typing import Array, Dtype, IntOrTuple

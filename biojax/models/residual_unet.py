@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import Conv, ConvTranspose, make_norm
 from biojax.typing import Array, Dtype, IntOrTuple

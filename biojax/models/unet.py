@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import Conv, ConvBlock, ConvTranspose
 from biojax.typing import Array, Dtype, IntOrTuple

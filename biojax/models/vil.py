@@ -17,7 +17,7 @@ The authors' training logs print the same numbers; of vil_s only that for 192 x 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import LearnedPositions, PatchEmbed, ViLBlock, make_norm
 from biojax.typing import Array, Dtype, IntOrTuple

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image
 from biojax.modules import LearnedPositions, MambaBlock, PatchEmbed
 from biojax.typing import Array, Dtype, IntOrTuple

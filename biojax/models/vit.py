@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, nearest
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.models.checks import check_image, patch_grid
 from biojax.modules import AttentionPool, LearnedPositions, PatchEmbed, TransformerBlock, make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Precision

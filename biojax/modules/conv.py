@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError
 from biojax.kernels import conv, conv_transpose
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.modules.norm import make_norm
 from biojax.typing import Array, Dtype, IntOrTuple, Padding, Precision
 

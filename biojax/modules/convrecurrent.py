@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.kernels.scan.convolutional import conv_gru, conv_lstm
 from biojax.typing import Array, Dtype, IntOrTuple
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["PatchEmbed", "sincos_positions", "unpatch"]
@@ -54,14 +55,10 @@ class PatchEmbed(nn.Module):
         x = x.reshape(x.shape[0], *(m for n, k in cut for m in (n // k, k)), x.shape[-1])
         rank = len(size)
         x = x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
-        return nn.DenseGeneral(
-            self.features,
-            range(-rank - 1, 0),
-            precision=self.precision,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="proj",
-        )(x.reshape(x.shape[0], -1, *size, x.shape[-1]))
+        options: dict[str, Any] = {"precision": self.precision, "dtype": self.dtype}
+        options |= {"param_dtype": self.param_dtype, "name": "proj"}
+        dense = nn.DenseGeneral(self.features, range(-rank - 1, 0), **options)
+        return dense(x.reshape(x.shape[0], -1, *size, x.shape[-1]))
 
 
 def unpatch(tokens: Array, grid: IntOrTuple, patch_size: IntOrTuple) -> Array:

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ShapeError
 from biojax.kernels import axial_attention, neighborhood_attention, rotary, rotary_angles
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.modules.heads import self_attention
 from biojax.modules.mlp import MLP
 from biojax.modules.residual import add_branch

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from biojax.errors import ConfigError, nearest
 from biojax.kernels import relative_bias, window_attention
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.modules.heads import self_attention
 from biojax.modules.mlp import MLP
 from biojax.modules.norm import make_norm

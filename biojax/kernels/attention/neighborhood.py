@@ -10,7 +10,7 @@ from biojax.errors import ShapeError
 from biojax.kernels.attention import neighborhood_blocked, neighborhood_xla
 from biojax.kernels.attention.checks import check_images, scaled
 from biojax.kernels.attention.neighbors import Axis, part_of, with_halo
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.kernels.dispatch import select
 from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, IntOrTuple, Precision

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.kernels.resize import resize
 from biojax.typing import Array, IntOrTuple
 

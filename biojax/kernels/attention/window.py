@@ -7,7 +7,7 @@ from biojax.errors import ShapeError
 from biojax.kernels.attention import window_blocked, window_xla
 from biojax.kernels.attention.checks import check_images, scaled
 from biojax.kernels.attention.windows import Settings
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.kernels.dispatch import accumulator, of_arrays, platform, select
 from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, IntOrTuple, Precision

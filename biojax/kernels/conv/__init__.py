@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
+from biojax.kernels.axes import per_axis
 from biojax.kernels.conv import (
     depthwise,
     fft,
@@ -24,7 +25,6 @@ from biojax.kernels.conv.geometry import (
     conv_pads,
     dilated,
     out_size,
-    per_axis,
     transpose_pads,
 )
 from biojax.kernels.dispatch import platform, select

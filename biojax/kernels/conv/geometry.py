@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from biojax.errors import ShapeError
-from biojax.typing import Array, IntOrTuple, Padding, Precision
+from biojax.typing import Array, Padding, Precision
 
 __all__ = [
     "Geometry",
@@ -18,7 +18,6 @@ __all__ = [
     "dilated",
     "out_size",
     "pad",
-    "per_axis",
     "transpose_pads",
 ]
 
@@ -33,26 +32,6 @@ class Geometry(NamedTuple):
     dilation: tuple[int, ...]
     groups: int
     precision: Precision
-
-
-def per_axis(where: str, name: str, value: IntOrTuple, rank: int) -> tuple[int, ...]:
-    """One positive integer for each of `rank` axes; a single one is repeated.
-
-    Raises:
-      ShapeError: the wrong number of them, or one below 1.
-
-    >>> per_axis("conv", "strides", 2, 3)
-    (2, 2, 2)
-    """
-    values = tuple(value) if isinstance(value, Sequence | np.ndarray) else (value,) * rank
-    if len(values) != rank or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
-        raise ShapeError(
-            where,
-            f"{name}={value!r}",
-            f"one integer, or {rank} of them, each at least 1",
-            f"Give {name} one number per spatial axis",
-        )
-    return tuple(int(v) for v in values)
 
 
 def dilated(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from biojax.errors import ShapeError
-from biojax.kernels.conv.geometry import Pads, conv_pads, out_size, per_axis
+from biojax.kernels.axes import per_axis
+from biojax.kernels.conv.geometry import Pads, conv_pads, out_size
 from biojax.kernels.dispatch import platform, select
 from biojax.kernels.pool import separable, tiles, xla
 from biojax.typing import Array, IntOrTuple, Padding

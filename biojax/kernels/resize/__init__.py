@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, ShapeError, nearest
-from biojax.kernels.conv.geometry import per_axis
+from biojax.kernels.axes import per_axis
 from biojax.kernels.dispatch import platform, select
 from biojax.kernels.resize import gather, matmul
 from biojax.kernels.resize.weights import METHODS
