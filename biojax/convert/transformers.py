@@ -21,6 +21,7 @@ def _vit(model: Any) -> Iterator[Module]:
     yield Module("pos_embed", "positions/table", "array", slice(first, None))
     for i in range(model.num_layers):
         yield from _timm_block(f"blocks.{i}", f"block{i}", model.features)
+    # timm pools before the norm or after it, by two names.
     yield Module("fc_norm" if model.pool_norm else "norm", "norm")
     if model.pool == "attention":
         attention = "pool/attention"

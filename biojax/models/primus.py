@@ -10,6 +10,9 @@ drop_path_rate of 0.2. Three-dimensional, for 96 x 96 x 96 voxels in patches of 
 | primus_b | 792 | 12 | 12 | 93,206,570 | 94,131,038 |
 | primus_m | 864 | 16 | 12 | 146,602,394 | 147,661,030 |
 | primus_l | 1056 | 24 | 16 | 325,554,722 | 326,989,622 |
+
+Matrices and kernels begin as LeCun normal; the authors' as truncated normal of 0.02 in attention
+and as He normal in convolutions.
 """
 
 import flax.linen as nn

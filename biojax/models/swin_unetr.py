@@ -11,7 +11,9 @@ stronger Swin transformers with stagewise convolutions for 3D medical image segm
 | swin_unetr_v2 | 72,762,656 | 72,767,301 | 72,762,999 | 290,392,695 | 1,160,845,431 |
 
 Instance norms have no scale and bias. Weights trained with MONAI before 1.6 want merging="repeated"
-(see `biojax.modules.PatchMerging`).
+(see `biojax.modules.PatchMerging`). MONAI's `attn_drop_rate` has no counterpart, since
+`biojax.kernels.window_attention` drops no weights. Matrices and kernels begin as LeCun normal; in
+MONAI uniform, as PyTorch's layers do.
 """
 
 from collections.abc import Mapping, Sequence

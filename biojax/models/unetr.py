@@ -10,7 +10,8 @@ later, and its blocks are residual ones. Three-dimensional, for 96 x 96 x 96 vox
 | unetr | 92,783,842 | 92,784,046 | 102,222,387 |
 
 MONAI counts 18,432 more, the norms of an attention to other tokens that each block has and never
-calls. Instance norms have no scale and bias.
+calls. Instance norms have no scale and bias. Matrices and kernels begin as LeCun normal; in MONAI
+uniform, as PyTorch's layers do.
 """
 
 from typing import Any

@@ -12,6 +12,8 @@ published with the models of PyTorch; and for 96 x 96 x 96 voxels, 1 -> 14, in p
 | vit_b | 768 | 12 | 12 | 86,567,656 | 88,380,686 |
 | vit_l | 1024 | 24 | 16 | 304,326,632 | 306,744,334 |
 | vit_h | 1280 | 32 | 16 | 632,045,800 | 635,221,774 |
+
+Matrices begin as LeCun normal; those of PyTorch's models as truncated normal of 0.02.
 """
 
 from typing import Any
