@@ -27,7 +27,8 @@ def test_results_are_read_as_they_were_written(records):
     first, *others = read_results(records)
     assert (first.name, first.extra_bytes["xla"]) == ("attention/t1024_n2", 2**24)
     ratio = first.against(first.layout)
-    assert ratio and ratio.value == 3.0  # the median of 6 / 1, 6 / 3 and 6 / 2
+    assert ratio is not None
+    assert ratio.value == 3.0  # the median of 6 / 1, 6 / 3 and 6 / 2
     assert len(others) == 2
 
 
