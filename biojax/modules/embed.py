@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 
 from biojax.errors import ShapeError
 from biojax.kernels.axes import per_axis
+from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, Dtype, IntOrTuple, Precision
 
 __all__ = ["PatchEmbed", "sincos_positions", "unpatch"]
@@ -51,14 +53,19 @@ class PatchEmbed(nn.Module):
                 f"{fits}",
             )
         # Not a convolution, whose compilation may write out every tap: 4,096 in patches of 16.
-        cut = zip(x.shape[1:-1], size, strict=True)
-        x = x.reshape(x.shape[0], *(m for n, k in cut for m in (n // k, k)), x.shape[-1])
-        rank = len(size)
-        x = x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+        patches = left_to_compiler(partial(_cut, size), x)
         options: dict[str, Any] = {"precision": self.precision, "dtype": self.dtype}
         options |= {"param_dtype": self.param_dtype, "name": "proj"}
-        dense = nn.DenseGeneral(self.features, range(-rank - 1, 0), **options)
-        return dense(x.reshape(x.shape[0], -1, *size, x.shape[-1]))
+        tokens = nn.DenseGeneral(self.features, range(-len(size) - 1, 0), **options)(patches)
+        return tokens.reshape(x.shape[0], -1, self.features)
+
+
+def _cut(size: tuple[int, ...], x: Array) -> Array:
+    """(b, *spatial, c) to patches (b, *grid, *size, c)."""
+    rank = len(size)
+    cut = zip(x.shape[1:-1], size, strict=True)
+    x = x.reshape(x.shape[0], *(m for n, k in cut for m in (n // k, k)), x.shape[-1])
+    return x.transpose(0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
 
 
 def unpatch(tokens: Array, grid: IntOrTuple, patch_size: IntOrTuple) -> Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from biojax.errors import ShapeError
 from biojax.modules import PatchEmbed, sincos_positions, unpatch
@@ -37,6 +38,19 @@ def test_each_token_is_one_matrix_times_its_patch(with_parameters):
     patches = x.reshape(2, 2, 2, 2, 3, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, -1)
     expected = patches @ np.asarray(w).reshape(-1, 5) + bias
     np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_images_that_are_spread(kind, mesh_of, with_parameters, compiled):
+    x = np.random.default_rng(0).standard_normal((2, 8, 6, 1)).astype(np.float32)
+    module = PatchEmbed(3, 2)
+    variables = with_parameters(module, x)
+    mesh = mesh_of(2, 2, kind=kind)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("a", "b")))
+        y, sent = compiled(lambda x: module.apply(variables, x), spread)
+    assert not sent
+    np.testing.assert_allclose(y, module.apply(variables, x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "patch"), [((6,), 2), ((4, 6), (2, 3)), ((4, 2, 6), (2, 1, 3))])
