@@ -129,7 +129,7 @@ def test_keys_are_sent_to_every_other_device_once(devices):
 
 def test_memory_falls_with_the_number_of_devices(quickly):
     """As one over it; with gradients."""
-    arrays = [jax.ShapeDtypeStruct((1, 2**17, 1, 32), jnp.float32)] * 3
+    arrays = [jax.ShapeDtypeStruct((1, 2**17, 4, 32), jnp.float32)] * 3
 
     def bytes_on(devices: int) -> int:
         mesh = jax.make_mesh((devices,), ("a",), (AxisType.Auto,), devices=jax.devices()[:devices])
@@ -139,11 +139,11 @@ def test_memory_falls_with_the_number_of_devices(quickly):
         sizes = found.argument_size_in_bytes, found.output_size_in_bytes, found.temp_size_in_bytes
         return sum(sizes)
 
-    alone, *spread = (devices * bytes_on(devices) for devices in (1, 2, 4, 8))
-    assert alone < 16 * 2**17 * 32 * 4
-    # What goes round is there twice, for it is sent on while it is at work.
-    assert max(spread) < 1.9 * alone
-    assert max(spread) < 1.2 * min(spread)
+    alone, two, four, eight = (devices * bytes_on(devices) for devices in (1, 2, 4, 8))
+    assert alone < 12 * 2**17 * 4 * 32 * 4
+    # What goes round is there twice, for it is sent on while it is at work; between two it is not.
+    assert eight < 1.9 * alone
+    assert two < four < 1.05 * eight < 1.1 * four
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,9 @@ what was summed is scaled down (Dao et al., "FlashAttention", NeurIPS 2022, sect
 Staats, "Self-attention does not need O(n^2) memory", 2021). The way back computes the scores of a
 block again, from the rows' log-sum-exp (Dao et al., appendix B.4).
 
+One head after the other is held in blocks on a CPU, all together elsewhere, unless a bias is to have
+a gradient, which heads and images add to.
+
 A block of scores is held with the keys first, (s, t). Maxima and sums over keys are then sums of
 rows, which the compiler computes in vectors on a CPU, where along a row it goes number by number.
 """
@@ -64,44 +67,44 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
     """The result (b, t, n, v) of query's dtype, and the log-sum-exp of the logits (b, t, n)."""
     plan, wide = plan_of(inputs, QUERIES, KEYS), accumulator(inputs.query.dtype)
-    arrays, options, _ = _in_blocks(inputs, plan, options)
+    small = are_small(inputs.query, inputs.key, inputs.bias, options.scale)
+    arrays, options, scale = _prepared(inputs, plan, options)
     across, product = _products(arrays.query.dtype, wide, options)
 
-    def heads(first: Array | int, q: Array, k: Array, v: Array, small: bool):
-        v = v.swapaxes(-2, -1)
+    def head(small: bool, _, r: Array, q: Array, k: Array, v: Array):
+        q, k = _in_blocks(scale * q, plan.queries), _in_blocks(k, plan.keys)
+        v = _in_blocks(v, plan.keys).swapaxes(-2, -1)
 
         def queries(at: Array) -> tuple[Array, Array]:
-            r, i = at // q.shape[1], at % q.shape[1]
-            block = Block(options, arrays, plan, first + r, i)
+            block = Block(options, arrays, plan, r, at)
 
             def step(j: Array, state: tuple) -> tuple:
                 here = block._replace(j=j)
-                x = here.logits(across(k[r, j], q[r, i]))
+                x = here.logits(across(k[j], q[at]))
                 if small:
                     p, total, y = exp(x), *state
-                    return total + p.sum(axis=0), y + product(v[r, j], here.dropped(p))
+                    return total + p.sum(axis=0), y + product(v[j], here.dropped(p))
                 total, y, peak = state
                 highest = jnp.maximum(peak, x.max(axis=0))
                 # Where nothing was seen yet, minus infinity less itself is not a number.
                 shift = jnp.where(highest == -jnp.inf, 0.0, highest)
                 p, before = exp(x - shift), jnp.exp(peak - shift)
-                y = y * before + product(v[r, j], here.dropped(p))
+                y = y * before + product(v[j], here.dropped(p))
                 return total * before + p.sum(axis=0), y, highest
 
             size = plan.queries[1]
-            state = jnp.zeros(size, wide), jnp.zeros((v.shape[2], size), wide)
+            state = jnp.zeros(size, wide), jnp.zeros((v.shape[1], size), wide)
             state += () if small else (jnp.full(size, -jnp.inf, wide),)
             state = _varying(state, inputs)
             total, y, *peak = lax.fori_loop(0, block.key_blocks(), step, state)
             y = (y / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
             return y, sum(peak, jnp.log(total))
 
-        return lax.map(queries, jnp.arange(q.shape[0] * q.shape[1]))
+        return None, lax.map(queries, jnp.arange(len(q)))
 
     def walk(small: bool, *arrays: Array) -> tuple[Array, Array]:
-        return _over_heads(functools.partial(heads, small=small), plan, True, *arrays)
+        return _over_heads(functools.partial(head, small), plan, None, *arrays)[1]
 
-    small = are_small(arrays.query, arrays.key, arrays.bias, options.scale)
     ways = functools.partial(walk, True), functools.partial(walk, False)
     y, lse = lax.cond(small, *ways, *arrays[:3])
     n = plan.m * plan.g
@@ -115,47 +118,44 @@ def backward(
 ) -> Inputs:
     """The gradients of the inputs, in float32 at least, from those of both results."""
     plan, wide = plan_of(inputs, QUERIES // 2, KEYS), accumulator(inputs.query.dtype)
-    arrays, options, scale = _in_blocks(inputs, plan, options)
+    arrays, options, scale = _prepared(inputs, plan, options)
     across, product = _products(arrays.query.dtype, wide, options)
     # The part of a logit's gradient that all of its row have in common.
     common = dlse - (dy.astype(wide) * y.astype(wide)).sum(axis=-1)
     # A row that saw nothing weighs nothing: exp(logit - infinity).
     lse = jnp.where(lse == -jnp.inf, jnp.inf, lse)
-    dbias = None if arrays.bias is None else _varying(jnp.zeros(arrays.bias.shape, wide), inputs)
 
-    def heads(first: Array | int, q: Array, k: Array, v: Array, dy: Array, lse, common):
-        k_t = k.swapaxes(-2, -1)
+    def head(dbias: Array | None, r: Array, q: Array, k: Array, v: Array, dy, lse, common):
+        q, k, v = _in_blocks(scale * q, plan.queries), *(_in_blocks(x, plan.keys) for x in (k, v))
+        dy, common = (_in_blocks(x, plan.queries) for x in (dy, common))
+        lse, k_t = _in_blocks(lse, plan.queries, jnp.inf), k.swapaxes(-2, -1)
 
         def queries(sums: tuple, at: Array) -> tuple[tuple, Array]:
-            r, i = at // q.shape[1], at % q.shape[1]
-            block = Block(options, arrays, plan, first + r, i)
+            block = Block(options, arrays, plan, r, at)
 
             def step(j: Array, state: tuple) -> tuple:
                 dq, dk, dv, dbias = state
                 here = block._replace(j=j)
-                products = across(k[r, j], q[r, i])
-                p = exp(here.logits(products) - lse[r, i, :, 0])
-                dx = p * (here.dropped(across(v[r, j], dy[r, i])) + common[r, i, :, 0])
+                products = across(k[j], q[at])
+                p = exp(here.logits(products) - lse[at, :, 0])
+                dx = p * (here.dropped(across(v[j], dy[at])) + common[at, :, 0])
                 ds = dx * here.slope(products)
-                dv = dv.at[r, j].add(product(here.dropped(p), dy[r, i]))
-                dk = dk.at[r, j].add(product(ds, q[r, i]))
+                dv = dv.at[j].add(product(here.dropped(p), dy[at]))
+                dk = dk.at[j].add(product(ds, q[at]))
                 dbias = None if dbias is None else here.add_bias(dbias, dx)
-                return dq + product(k_t[r, j], ds), dk, dv, dbias
+                return dq + product(k_t[j], ds), dk, dv, dbias
 
             dq = _varying(jnp.zeros((q.shape[-1], plan.queries[1]), wide), inputs)
             dq, *rest = lax.fori_loop(0, block.key_blocks(), step, (dq, *sums))
             return tuple(rest), scale * dq
 
         sums = _varying((jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide)), inputs)
-        (dk, dv, *rest), dq = lax.scan(queries, (*sums, dbias), jnp.arange(q.shape[0] * q.shape[1]))
-        return dq, dk, dv, *rest
+        (dk, dv, dbias), dq = lax.scan(queries, (*sums, dbias), jnp.arange(len(q)))
+        return dbias, (dq, dk, dv)
 
-    rows = (
-        _heads(dy.astype(arrays.query.dtype), plan, plan.queries),
-        _heads(lse[..., None], plan, plan.queries, jnp.inf),
-        _heads(common[..., None], plan, plan.queries),
-    )
-    dq, dk, dv, dbias = _over_heads(heads, plan, dbias is None, *arrays[:3], *rows)
+    dbias = None if arrays.bias is None else _varying(jnp.zeros(arrays.bias.shape, wide), inputs)
+    rows = dy.astype(arrays.query.dtype), lse[..., None], common[..., None]
+    dbias, (dq, dk, dv) = _over_heads(head, plan, dbias, *arrays[:3], *rows)
     dq = _tokens(dq.swapaxes(-2, -1), plan, plan.m * plan.g, plan.t)
     dk, dv = (_tokens(x, plan, plan.m, plan.s) for x in (dk, dv))
     if inputs.bias is not None:
@@ -168,8 +168,8 @@ def _of_floats(inputs: Inputs) -> Inputs:
     return Inputs(*inputs[:4], None, None, None, None)
 
 
-def _in_blocks(inputs: Inputs, plan: Plan, options: Options) -> tuple[Inputs, Options, float]:
-    """The arrays in blocks of heads, bias and mask with four axes; options; what scaled the query.
+def _prepared(inputs: Inputs, plan: Plan, options: Options) -> tuple[Inputs, Options, float]:
+    """Arrays for the loops, bias and mask in whole blocks; options; what is to scale the query.
 
     On a CPU 16 bits are widened: XLA would widen all of them at every step of a loop. Queries of
     32 bits or more are scaled in place of all their scores.
@@ -177,17 +177,11 @@ def _in_blocks(inputs: Inputs, plan: Plan, options: Options) -> tuple[Inputs, Op
     query, key, value, bias, mask = inputs[:5]
     wide, scale = accumulator(query.dtype), 1.0
     kind = wide if platform() == "cpu" else query.dtype
-    query = query.astype(kind)
     if kind == wide:
-        query, scale, options = query * options.scale, options.scale, options._replace(scale=1.0)
-    arrays = inputs._replace(
-        query=_heads(query, plan, plan.queries),
-        key=_heads(key.astype(kind), plan, plan.keys),
-        value=_heads(value.astype(kind), plan, plan.keys),
-        bias=None if bias is None else _whole(bias, plan),
-        mask=None if mask is None else _whole(mask, plan),
-    )
-    return arrays, options, scale
+        scale, options = options.scale, options._replace(scale=1.0)
+    query, key, value = (x.astype(kind) for x in (query, key, value))
+    bias, mask = (None if x is None else _whole(x, plan) for x in (bias, mask))
+    return inputs._replace(query=query, key=key, value=value, bias=bias, mask=mask), options, scale
 
 
 def _four(array: Array) -> Array:
@@ -202,12 +196,11 @@ def _whole(array: Array, plan: Plan) -> Array:
     return jnp.pad(array, [(0, 0), (0, 0), *widths])
 
 
-def _heads(x: Array, plan: Plan, cut: tuple[int, int], value: float = 0.0) -> Array:
-    """(b, t, m * g, c) to (b, m, g * blocks, size, c), with `value` where tokens are missing."""
+def _in_blocks(x: Array, cut: tuple[int, int], value: float = 0.0) -> Array:
+    """(t, g, c) of one head of keys to (g * blocks, size, c), `value` where tokens are missing."""
     count, size = cut
-    widths = [(0, 0), (0, count * size - x.shape[1]), (0, 0), (0, 0)]
-    x = jnp.pad(x, widths, constant_values=value)
-    return x.swapaxes(1, 2).reshape(plan.b, plan.m, -1, size, x.shape[3])
+    x = jnp.pad(x, [(0, count * size - len(x)), (0, 0), (0, 0)], constant_values=value)
+    return x.swapaxes(0, 1).reshape(-1, size, x.shape[-1])
 
 
 def _tokens(x: Array, plan: Plan, n: int, t: int) -> Array:
@@ -215,16 +208,29 @@ def _tokens(x: Array, plan: Plan, n: int, t: int) -> Array:
     return x.reshape(plan.b, n, -1, x.shape[-1]).swapaxes(1, 2)[:, :t]
 
 
-def _over_heads(heads: Callable, plan: Plan, together: bool, *arrays: Array) -> tuple:
-    """What heads(first, *arrays) gives, where `first` is the number of the first head of keys.
+def _over_heads(head: Callable, plan: Plan, carry: Array | None, *arrays: Array) -> tuple:
+    """What head(carry, r, *arrays of head r) gives for each head of keys, and the last carry.
 
-    On a CPU, where a block of one head fills the cores, it walks over all; else all walk at once.
+    Arrays are (b, t, m * g, c), of one head (t, g, c). On a CPU, where a block of one head fills
+    the cores, heads are taken one after the other, and only one is held in blocks; so they are
+    where they have a carry, elsewhere all together.
     """
-    if platform() == "cpu" or not together:
-        return heads(0, *(x.reshape(-1, *x.shape[2:]) for x in arrays))
+    b, m = plan.b, plan.m
+    if platform() == "cpu" or carry is not None:
+
+        def of_one(carry: Array | None, r: Array) -> tuple:
+            own = []
+            for x in arrays:
+                g = x.shape[2] // m
+                at = r // m, 0, r % m * g, 0
+                own.append(lax.dynamic_slice(x, at, (1, x.shape[1], g, x.shape[3]))[0])
+            return head(carry, r, *own)
+
+        return lax.scan(of_one, carry, jnp.arange(b * m))
     # Images and heads stay two axes, either of which may be spread over devices.
-    each = jax.vmap(jax.vmap(lambda first, *of_one: heads(first, *(x[None] for x in of_one))))
-    return each(jnp.arange(plan.b * plan.m).reshape(plan.b, plan.m), *arrays)
+    split = (x.reshape(b, x.shape[1], m, -1, x.shape[3]) for x in arrays)
+    of_image = jax.vmap(functools.partial(head, None), in_axes=(0, *(1 for _ in arrays)))
+    return jax.vmap(of_image)(jnp.arange(b * m).reshape(b, m), *split)
 
 
 def _products(kind: Dtype, wide: Dtype, options: Options) -> tuple[Callable, Callable]:
