@@ -6,8 +6,8 @@ what was summed is scaled down (Dao et al., "FlashAttention", NeurIPS 2022, sect
 Staats, "Self-attention does not need O(n^2) memory", 2021). The way back computes the scores of a
 block again, from the rows' log-sum-exp (Dao et al., appendix B.4).
 
-One head after the other is held in blocks on a CPU, all together elsewhere, unless a bias is to have
-a gradient, which heads and images add to.
+One head after the other is held in blocks on a CPU. Elsewhere all are together, but not for the
+gradient of a bias, to which heads and images add.
 
 A block of scores is held with the keys first, (s, t). Maxima and sums over keys are then sums of
 rows, which the compiler computes in vectors on a CPU, where along a row it goes number by number.
