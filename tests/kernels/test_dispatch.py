@@ -76,6 +76,13 @@ def test_explain_says_what_and_why():
         ),
         (
             conv,
+            (shaped(1, 64, 64, 64, 1), shaped(16, 16, 16, 1, 192)),
+            {"strides": 16},
+            "planes",
+            "XLA's 2-D convolution, by blocks, on CPU",
+        ),
+        (
+            conv,
             (shaped(1, 8, 8, 8, 64), shaped(3, 3, 3, 64, 64)),
             {},
             "winograd",

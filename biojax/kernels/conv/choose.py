@@ -20,6 +20,8 @@ __all__ = ["choose_conv", "choose_conv_transpose"]
 LARGE_KERNEL = {1: 96, 2: 200, 3: 600}
 # Winograd's points hold twice the weights, and that for each of the gradients.
 MANY_WEIGHTS = 3 * 2**20
+# Patches are put together of a slice for each tap: thousands would compile for minutes.
+MANY_TAPS = 512
 # What one product gives is held twice.
 MANY_OUTPUTS = 2**23
 
@@ -58,7 +60,9 @@ _CONV = [
     _Row("xla", lambda x, w, g: x.ndim == 3, "1-D"),
     _Row(
         "patches",
-        lambda x, w, g: w.size >= 2**17 and _pixels(x, g) <= 256,
+        lambda x, w, g: (
+            w.size >= 2**17 and _pixels(x, g) <= 256 and math.prod(w.shape[:-2]) <= MANY_TAPS
+        ),
         "few pixels and many channels: one product, on CPU",
     ),
     _Row(
