@@ -158,6 +158,7 @@ def test_pytorch_sits_out_in_bfloat16():
 @pytest.mark.peers
 @pytest.mark.parametrize("spec", SMALL["neighborhood_attention"], ids=lambda spec: spec.name)
 def test_pytorch_gives_the_same_where_masks_are_made_anew(spec, monkeypatch):
+    pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.setattr(torch_kernels, "MASK_BYTES", 0)
     contenders = _prepare("neighborhood_attention", spec, "forward")
     check_agreement(Contest("", "forward", spec.dtype, dict), contenders)
