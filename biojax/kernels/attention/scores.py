@@ -107,8 +107,9 @@ def are_small(query: Array, key: Array, bias: Array | None, scale: float) -> Arr
     bound = abs(scale) * _largest_norm(query) * _largest_norm(key)
     if bias is not None:
         bound += _largest_norm(jnp.where(bias == -jnp.inf, 0, bias)[..., None])
-    # Of the largest numbers' logarithm the rest is room for sums: 60 of 88, but in float16 none.
-    return bound < (60.0 if jnp.finfo(query.dtype).maxexp > 100 else 0.0)
+    # Of the largest numbers' logarithm, 88, the rest is room for values, from 1e-25 to 1e25, and
+    # their sums; in float16 there is none.
+    return bound < (30.0 if jnp.finfo(query.dtype).maxexp > 100 else 0.0)
 
 
 @custom_vmap

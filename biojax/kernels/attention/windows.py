@@ -13,7 +13,7 @@ from jax import lax
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array, Precision
 
-__all__ = ["Settings", "as_image", "as_windows", "logits", "sides"]
+__all__ = ["Settings", "as_image", "as_windows", "logits", "matmul", "sides"]
 
 
 class Settings(NamedTuple):
@@ -68,11 +68,14 @@ def logits(
     query: Array, key: Array, bias: Array | None, side: Array | None, settings: Settings
 ) -> Array:
     """(m, n, w, k) twice to (m, n, w, w); minus infinity between voxels of different sides."""
-    wide = accumulator(query.dtype)
-    z = settings.scale * jnp.matmul(
-        query, key.mT, precision=settings.precision, preferred_element_type=wide
-    )
-    z = z if bias is None else z + bias.astype(wide)
+    z = settings.scale * matmul(query, key.mT, settings)
+    z = z if bias is None else z + bias.astype(z.dtype)
     if side is not None:
         z = jnp.where(side[..., :, None] == side[..., None, :], z, -jnp.inf)
     return z
+
+
+def matmul(a: Array, b: Array, settings: Settings) -> Array:
+    """Products of matrices, summed up in float32 at least."""
+    wide = accumulator(a.dtype)
+    return jnp.matmul(a, b, precision=settings.precision, preferred_element_type=wide)
