@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from biojax.errors import ConfigError, ShapeError
+from biojax.models.checks import check_image
 from biojax.models.resnet3d import ResNet3D
 from biojax.modules import GatedAttentionPool
 from biojax.typing import Array, Dtype, Precision
@@ -43,6 +44,7 @@ class ABMIL(nn.Module):
     Raises:
       ConfigError: bags of no axis or of more than four, or an encoder that is no model for such
         instances.
+      ShapeError: no bags, or instances of a size that the encoder's stride does not divide.
     """
 
     num_classes: int
@@ -59,8 +61,11 @@ class ABMIL(nn.Module):
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """What the input's size must be a multiple of, along each axis: 1."""
-        return (1,) * self.spatial_dims
+        """What the input's size must be a multiple of: 1 instance, then what the encoder asks."""
+        if self.encoder_name is None:
+            return (1,) * self.spatial_dims
+        encoder = self._named_encoder()
+        return (1, *getattr(encoder, "stride", (1,) * (self.spatial_dims - 1)))
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, *, mask: Array | None = None) -> Array:
@@ -93,11 +98,7 @@ class ABMIL(nn.Module):
                 name="encoder",
                 **kind,
             )(x, train)
-        from biojax.models.registry import create_model  # which knows this model, too
-
-        fields = {"spatial_dims": self.spatial_dims - 1, **dict(self.encoder_fields), **kind}
-        encoder = create_model(self.encoder_name, num_classes=self.features, **fields)
-        h = encoder.clone(parent=self, name="encoder")(x, train)
+        h = self._named_encoder().clone(parent=self, name="encoder")(x, train)
         if h.shape != (x.shape[0], self.features):
             raise ConfigError(
                 "abmil",
@@ -106,6 +107,14 @@ class ABMIL(nn.Module):
                 "Name a model that classifies whole images",
             )
         return h
+
+    @nn.nowrap
+    def _named_encoder(self) -> nn.Module:
+        from biojax.models.registry import create_model  # which knows this model, too
+
+        kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        fields = {"spatial_dims": self.spatial_dims - 1, **dict(self.encoder_fields), **kind}
+        return create_model(str(self.encoder_name), num_classes=self.features, **fields)
 
     def _check(self, x: Array) -> None:
         if self.spatial_dims not in (1, 2, 3, 4):
@@ -122,3 +131,4 @@ class ABMIL(nn.Module):
                 f"(b, {', '.join('m' + 'dhw'[4 - self.spatial_dims :])}, c)",
                 "Add the axis of the batch, the instances or the channels, or change spatial_dims",
             )
+        check_image("abmil", x, self.spatial_dims, self.stride)

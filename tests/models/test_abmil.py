@@ -61,10 +61,30 @@ def test_any_classifier_is_an_encoder(name):
 
 
 @pytest.mark.parametrize(
+    ("fields", "stride"),
+    [
+        ({}, (1, 1, 1)),
+        ({"encoder_name": "vit_ti"}, (1, 16, 16)),
+        ({"encoder_name": "vil_t", "encoder_fields": [["patch_size", [8, 4]]]}, (1, 8, 4)),
+        ({"encoder_name": "abmil", "spatial_dims": 4}, (1, 1, 1, 1)),
+        ({"encoder_name": "cnn_classifier"}, (1, 1, 1)),
+    ],
+)
+def test_the_stride_is_that_of_the_encoder(fields, stride):
+    assert create_model("abmil", num_classes=2, **fields).stride == stride
+
+
+@pytest.mark.parametrize(
     ("fields", "shape", "error", "message"),
     [
         ({"spatial_dims": 5}, (1, 2, 3), ConfigError, "spatial_dims=5. Expected 1 to 4"),
         ({}, (1, 2, 8, 1), ShapeError, r"bags of shape .* Expected \(b, m, h, w, c\)"),
+        (
+            {"encoder_name": "vit_ti"},
+            (1, 5, 20, 20, 3),
+            ShapeError,
+            r"^abmil: got an image of \(5, 20, 20\)\. .*stride \(1, 16, 16\).*\(5, 32, 32\)\?",
+        ),
         ({"encoder_name": "unet"}, (1, 2, 8, 8, 1), ConfigError, "field 'num_classes'"),
         (
             {"encoder_name": "attention_classifer"},
