@@ -37,6 +37,10 @@ class AttentionClassifier(nn.Module):
       implementation: see `biojax.kernels.attention`.
       dtype: of the computation; logits are float32 at least.
       param_dtype: of the parameters.
+
+    Raises:
+      ConfigError: fewer than two features for each axis, or heads that do not divide them.
+      ShapeError: an image of another rank, or that the patches do not divide.
     """
 
     num_classes: int

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from biojax.errors import ShapeError
+from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.axes import per_axis
 from biojax.kernels.meshes import left_to_compiler
 from biojax.typing import Array, Dtype, IntOrTuple, Precision
@@ -116,10 +116,14 @@ def sincos_positions(grid: int | Sequence[int], features: int) -> np.ndarray:
 
     Args:
       grid: tokens along each axis; an integer for a sequence.
-      features: size of a token.
+      features: size of a token, at least a sine and a cosine for each axis.
 
     Returns:
       (t, features), float32; t places in raster order, the last axis fastest.
+
+    Raises:
+      ShapeError: no axis, or one that is empty.
+      ConfigError: fewer than two features for each axis.
 
     Sources: Vaswani et al., "Attention is all you need", NeurIPS 2017, section 3.5; on a grid
     after Chen, Xie and He, "An empirical study of training self-supervised vision transformers",
@@ -131,7 +135,22 @@ def sincos_positions(grid: int | Sequence[int], features: int) -> np.ndarray:
     array([0.  , 1.  , 0.84, 0.54], dtype=float32)
     """
     grid = (grid,) if isinstance(grid, int) else tuple(grid)
+    if not grid or min(grid) < 1:
+        raise ShapeError(
+            "sincos_positions",
+            f"grid={grid}",
+            "at least one axis, each with at least one token",
+            "Give the number of tokens along each axis",
+        )
     share = features // len(grid)
+    if share < 2:
+        raise ConfigError(
+            "sincos_positions",
+            f"features={features} for {len(grid)} axes",
+            "at least two features for each axis",
+            "Take more features",
+            f"features={2 * len(grid)}",
+        )
     i = np.arange(share)
     positions = np.zeros((*grid, features), np.float32)
     for axis, length in enumerate(grid):

@@ -15,7 +15,7 @@ from biojax.models import create_model, registry
 # Small fields, the numbers of spatial axes, and for each of these an image and its axes' names.
 MODELS = {
     "abmil": {"num_classes": 3, "encoder_features": (2, 3), "features": 4, "hidden_features": 3},
-    "attention_classifier": {"num_classes": 3, "features": 4, "num_heads": 2, "num_layers": 2},
+    "attention_classifier": {"num_classes": 3, "features": 6, "num_heads": 2, "num_layers": 2},
     "cnn_classifier": {"num_classes": 3, "features": (2, 4), "dense": 4},
     "convlstm_forecaster": {"num_frames": 2, "features": (3, 2), "kernel_size": 3, "patch_size": 4},
     "mednext_s": {
@@ -233,7 +233,7 @@ INTERMEDIATES = {
         "instances": (2, 12, 4),
         "pool/weights": (2, 12),
     },
-    "attention_classifier": {"tokens0": (2, 12, 4), "tokens1": (2, 12, 4)},
+    "attention_classifier": {"tokens0": (2, 12, 6), "tokens1": (2, 12, 6)},
     "cnn_classifier": {"stage0": (2, 5, 7, 2), "stage1": (2, 1, 2, 4)},
     "convlstm_forecaster": {
         "encoder0_states": (2, 12, 4, 3),
@@ -304,7 +304,7 @@ INTERMEDIATES = {
 for same in ("resenc_unet_l", "umamba_bot", "umamba_enc"):
     INTERMEDIATES[same] = INTERMEDIATES["unet"]
 for same in ("vil_t", "vision_mamba_t", "vit_ti"):
-    INTERMEDIATES[same] = INTERMEDIATES["attention_classifier"]
+    INTERMEDIATES[same] = {"tokens0": (2, 12, 4), "tokens1": (2, 12, 4)}
 
 
 @pytest.mark.parametrize("name", MODELS)

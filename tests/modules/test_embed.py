@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from biojax.errors import ShapeError
+from biojax.errors import ConfigError, ShapeError
 from biojax.modules import PatchEmbed, sincos_positions, unpatch
 
 
@@ -116,3 +116,17 @@ def test_axes_share_the_features(grid):
             np.testing.assert_allclose(row[4 * axis : 4 * axis + 4], expected, rtol=1e-6)
     np.testing.assert_array_equal(p[:, -1], 0)
     np.testing.assert_array_equal(sincos_positions((7,), 5), sincos_positions(7, 5))
+
+
+@pytest.mark.parametrize(
+    ("grid", "features", "error", "message"),
+    [
+        ((), 4, ShapeError, r"got grid=\(\)\. Expected at least one axis"),
+        ((3, 0), 4, ShapeError, r"got grid=\(3, 0\)\. Expected .* each with at least one token"),
+        (5, 1, ConfigError, r"got features=1 for 1 axes\. .*Did you mean features=2\?"),
+        ((2, 2, 2), 5, ConfigError, r"got features=5 for 3 axes\. .*Did you mean features=6\?"),
+    ],
+)
+def test_positions_that_are_refused(grid, features, error, message):
+    with pytest.raises(error, match=f"^sincos_positions: {message}"):
+        sincos_positions(grid, features)
