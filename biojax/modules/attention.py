@@ -181,6 +181,10 @@ class TransformerBlock(nn.Module):
       dtype: of the computation.
       param_dtype: of the parameters.
 
+    Raises:
+      ConfigError: a mask for no context; or see `MultiHeadAttention` and `biojax.modules.MLP`.
+      ShapeError: x or the context is not (b, t, c).
+
     Source: Xiong et al., "On layer normalization in the transformer architecture", ICML 2020,
     figure 1 (b).
     """
@@ -211,6 +215,7 @@ class TransformerBlock(nn.Module):
         x: Array,
         context: Array | None = None,
         *,
+        context_mask: Array | None = None,
         bias: Array | None = None,
         mask: Array | None = None,
         key_lengths: Array | None = None,
@@ -219,8 +224,17 @@ class TransformerBlock(nn.Module):
     ) -> Array:
         """(b, t, c) to (b, t, c).
 
-        `bias`, `mask`, `key_lengths` and `angles` are of the attention to x itself.
+        `bias`, `mask`, `key_lengths` and `angles` are of the attention to x itself, `context_mask`,
+        broadcastable to (b, n, t, s), of that to the context (b, s, any features): True where a
+        token is seen.
         """
+        if context is None and context_mask is not None:
+            raise ConfigError(
+                "TransformerBlock",
+                "context_mask without a context",
+                "a context, tokens (b, s, c) that the mask is for",
+                "Give the context, or name the mask of x itself mask",
+            )
         kind = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         add = partial(
             add_branch,
@@ -235,7 +249,9 @@ class TransformerBlock(nn.Module):
         x = add(x, partial(attention, train=train, **seen), "1")
         if context is not None:
             attention = self._attention("cross_attention")
-            x = add(x, partial(attention, context=context, train=train), "_cross")
+            x = add(
+                x, partial(attention, context=context, mask=context_mask, train=train), "_cross"
+            )
         mlp = MLP(
             int(x.shape[-1] * self.mlp_ratio),
             self.mlp,

@@ -172,6 +172,18 @@ def test_the_block_with_all_its_parts(with_parameters, quickly):
     check(module, expected, Z, with_parameters=with_parameters, quickly=quickly)
 
 
+def test_a_masked_context_is_as_one_cut_off(with_parameters, quickly):
+    block = TransformerBlock(2)
+    run = partial(jax.jit(block.apply, compiler_options=quickly), with_parameters(block, X, Z))
+    seen = jnp.arange(4) < jnp.array([3, 2])[:, None, None, None]
+    y = run(X, jnp.where(seen[:, 0, 0, :, None], Z, 7.0), context_mask=seen)
+    for i, length in enumerate((3, 2)):
+        expected = block.apply(*run.args, X[i : i + 1], Z[i : i + 1, :length])
+        np.testing.assert_allclose(y[i : i + 1], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"^TransformerBlock: got context_mask without a context"):
+        jax.eval_shape(block.init, jax.random.key(0), X, context_mask=seen)
+
+
 def test_causal_tokens_do_not_see_those_after_them(with_parameters, quickly):
     block = TransformerBlock(2, is_causal=True)
     run = partial(jax.jit(block.apply, compiler_options=quickly), with_parameters(block, X))
