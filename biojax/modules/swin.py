@@ -29,6 +29,10 @@ class WindowAttention(nn.Module):
     Zeros behind the image make windows whole; their voxels are seen like others, as published. An
     axis no longer than its window is one window, and is not shifted.
 
+    Images smaller than a window take the first rows and columns of the whole window's matrix of
+    biases, as in MONAI, whose weights rely on it. Unless only the first axis is short, the bias of
+    two voxels is then not that of their offset, as it is in whole windows.
+
     Args:
       num_heads: n; must divide the features of the input.
       window_size: voxels along each axis; one number for all or one each. A table trained for one
@@ -89,8 +93,6 @@ class WindowAttention(nn.Module):
         rows = math.prod(2 * w - 1 for w in whole)
         init = nn.initializers.truncated_normal(0.02)
         table = self.param("table", init, (rows, self.num_heads), self.param_dtype)
-        # Smaller windows read the first voxels of the whole window, in raster order, for theirs.
-        # Offsets along all but the first axis are not kept by that, but weights were so trained.
         voxels = math.prod(window)
         return relative_bias(table, whole)[:, :voxels, :voxels]
 
@@ -139,12 +141,12 @@ class SwinBlock(nn.Module):
         add = partial(add_branch, train=train, **options)
         attention = WindowAttention(
             self.num_heads,
-            self.window_size,
-            self.shifted,
-            self.qkv_bias,
-            self.dropout_rate,
-            self.precision,
-            self.implementation,
+            window_size=self.window_size,
+            shifted=self.shifted,
+            qkv_bias=self.qkv_bias,
+            dropout_rate=self.dropout_rate,
+            precision=self.precision,
+            implementation=self.implementation,
             name="attention",
             **kind,
         )
