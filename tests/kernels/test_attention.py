@@ -17,6 +17,7 @@ from biojax.kernels import (
     axial_attention,
     linear_attention,
     neighborhood_attention,
+    ring_attention,
     window_attention,
 )
 from biojax.kernels.attention import blocked
@@ -241,6 +242,29 @@ def test_a_scale_of_every_form_may_be_computed_and_no_image_be_refused(attend):
     assert jax.eval_shape(gradients, 1.0).shape == ()
     with pytest.raises(ShapeError, match=r"_attention: got query \(0, 4, 1, 2\).*none.* empty"):
         attend(line[:0], line[:0], line[:0])
+
+
+@pytest.mark.parametrize(
+    "attend",
+    [
+        attention,
+        attention_and_lse,
+        functools.partial(axial_attention, axis=1),
+        linear_attention,
+        functools.partial(neighborhood_attention, kernel_size=1),
+        functools.partial(ring_attention, axis_name="t"),
+        functools.partial(window_attention, window_size=1),
+    ],
+)
+def test_tokens_in_lists_are_refused(attend):
+    line = normal(0, 1, 4, 1, 2)
+    for i, name in enumerate(("query", "key", "value")):
+        given = [line, line, line]
+        given[i] = line.tolist()
+        with pytest.raises(
+            ShapeError, match=rf"got {name} of list\. Expected an array\. .*asarray"
+        ):
+            attend(*given)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "blocked", "cudnn", "pallas", None])

@@ -261,11 +261,25 @@ Q, K, V = image(4, 5)
         ((Q, K, V), {"kernel_size": (3, 3, 3)}, r"kernel_size=\(3, 3, 3\)"),
         ((Q, K, V), {"kernel_size": 0}, "kernel_size=0"),
         ((Q, K, V), {"is_causal": (True,)}, r"is_causal=\(True,\).*as there are spatial axes"),
+        ((Q, K, V), {"is_causal": "no"}, "is_causal='no'.*a bool and a name or None for each"),
+        ((Q, K, V), {"axis_names": ("z",)}, r"axis_names=\('z',\)"),
     ],
 )
 def test_what_is_refused(arrays, options, message):
     with pytest.raises(ShapeError, match=rf"^neighborhood_attention: got .*?{message}"):
         neighborhood_attention(*arrays, **{"kernel_size": 3, **options})
+
+
+def test_causal_of_numpy():
+    run = partial(neighborhood_attention, Q, K, V, kernel_size=3)
+    for given, same in ((np.bool_(True), True), (np.array([True, False]), (True, False))):
+        np.testing.assert_array_equal(run(is_causal=given), run(is_causal=same))
+
+
+def test_names_of_axes_that_no_mesh_has():
+    message = r"^neighborhood_attention: got 'z' in axis_names\..*inside of jax.shard_map"
+    with pytest.raises(ConfigError, match=message):
+        neighborhood_attention(Q, K, V, kernel_size=3, axis_names=("z", None))
 
 
 def test_a_misspelt_implementation():

@@ -17,6 +17,8 @@ def test_angles_by_the_formula(grid):
     head_size = 12 * len(sizes) + 1  # the odd channel stays
     angles = np.asarray(rotary_angles(grid, head_size, base=100.0, num_prefix=2))
     assert angles.dtype == np.float32
+    same = rotary_angles(np.array(grid)[()], head_size, base=100.0, num_prefix=2)
+    np.testing.assert_array_equal(same, angles)
     np.testing.assert_array_equal(angles[:2], 0)
     for p, place in enumerate(np.ndindex(*sizes)):
         expected = [at / 100 ** (i / 6) for at in place for i in range(6)]
@@ -54,14 +56,27 @@ def test_products_depend_on_the_distance_alone():
     assert abs(product((0, 0), (2, 0)) - expected) > 1e-2
 
 
-@pytest.mark.parametrize("shape", [(6, 7), (7, 8), (3, 7, 2)])
+@pytest.mark.parametrize("shape", [(6, 7), (7, 8), (3, 7, 2), (), (7,)])
 def test_angles_that_do_not_fit(shape):
     with pytest.raises(ShapeError, match=r"^rotary: got angles .*\(7, m\) or \(2, 7, m\).* to 7"):
         jax.eval_shape(rotary, X, jnp.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (X[None], r"x of float32 and shape \(1, 2, 7, 3, 14\)\..*x.reshape\(b, t, n, k\)"),
+        (X.astype(int), "x of int32"),
+        (X.tolist(), r"x of list\. Expected an array"),
+    ],
+)
+def test_heads_that_are_not_of_tokens(x, message):
+    with pytest.raises(ShapeError, match=rf"^rotary: got {message}"):
+        rotary(x, jnp.zeros((7, 7)))
+
+
 def test_grids_and_heads_that_do_not_fit():
-    for grid in ((), (2, 0)):
+    for grid in ((), (2, 0), 2.0):
         with pytest.raises(ShapeError, match="at least one axis, each with at least one token"):
             rotary_angles(grid, 8)
     with pytest.raises(ConfigError, match=r"head_size=5 for 3 axes.*Did you mean head_size=6\?"):

@@ -82,6 +82,14 @@ def test_memory_is_that_of_a_group(monkeypatch, memory):
     assert both < 2 * scores
 
 
+def test_shifts_of_numpy_and_bias_in_lists():
+    query, key, value = images(1, 4, 1, 2)
+    bias = np.eye(2)[None]
+    run = functools.partial(window_attention, query, key, value, window_size=2)
+    np.testing.assert_array_equal(run(bias.tolist(), shift=np.int64(1)), run(bias, shift=1))
+    np.testing.assert_array_equal(run(shift=np.array([1])), run(shift=(1,)))
+
+
 def test_what_is_chosen(monkeypatch):
     def chosen(n: int) -> str:
         x = jax.ShapeDtypeStruct((1, n, n, n, 3, 16), jnp.float32)
@@ -117,7 +125,12 @@ Q, K, V = images(1, 4, 6, 2, 3)
         ((Q, K, V), {"window_size": (2, 2, 2)}, "one integer, or 2 of them"),
         ((Q, K, V), {"shift": 2}, r"shift=2 for windows of \(2, 2\)"),
         ((Q, K, V), {"shift": (1,)}, r"shift=\(1,\)"),
+        ((Q, K, V), {"shift": 1.5}, r"shift=1.5 .*Expected integers"),
+        ((Q, K, V), {"shift": None}, "shift=None"),
         ((Q, K, V, np.zeros((4, 4))), {}, r"bias of shape \(4, 4\).*\(n, w, w\) = \(2, 4, 4\)"),
+        ((Q, K, V, [[0.0], [0.0, 1.0]]), {}, "bias of list. Expected an array"),
+        ((Q, K, V, np.ones((2, 4, 4), bool)), {}, "bias of bool. Expected floating numbers"),
+        ((Q, K, V, np.ones((2, 4, 4), int)), {}, "bias of int64"),
     ],
 )
 def test_what_is_refused(args, options, message):

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from biojax.errors import ShapeError
-from biojax.kernels.attention.checks import as_array, scaled
+from biojax.kernels.attention.checks import (
+    as_array,
+    check_arrays,
+    check_dtypes,
+    check_scores,
+    scaled,
+)
 from biojax.kernels.attention.full import attention
 from biojax.kernels.dispatch import of_arrays
 from biojax.kernels.meshes import left_to_compiler
@@ -70,11 +76,10 @@ def axial_attention(
            [2.5, 2.5]], dtype=float32)
     """
     where = "axial_attention"
-    bias, mask = (
-        None if given is None else as_array(where, name, given)
-        for name, given in (("bias", bias), ("mask", mask))
-    )
-    axis = _checked(where, query, key, value, bias, mask, axis)
+    axis = _checked_axis(where, query, key, value, axis)
+    scores = query.shape[-2], query.shape[axis], key.shape[axis]
+    bias = _as_scores(where, "bias", bias, scores)
+    mask = _as_scores(where, "mask", mask, scores)
     query, scale = scaled(where, query, scale)
     options = {
         "scale": scale,
@@ -131,17 +136,27 @@ def _lines(x: Array, axis: int) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[-3:])
 
 
-def _checked(where: str, query, key, value, bias, mask, axis: int) -> int:
+def _checked_axis(where: str, query: Array, key: Array, value: Array, axis: int) -> int:
     """The axis, counted from the front, if everything fits."""
+    check_arrays(where, query=query, key=key, value=value)
     rank = query.ndim - 3
-    if not (1 <= rank <= 3 and query.ndim == key.ndim == value.ndim):
+    got = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if not (
+        1 <= rank <= 3
+        and query.ndim == key.ndim == value.ndim
+        and query.shape[-1] == key.shape[-1]
+        and key.shape[-2] == value.shape[-2]
+        and min(*query.shape, *key.shape, *value.shape) > 0
+        and query.shape[-2] % key.shape[-2] == 0
+    ):
         raise ShapeError(
             where,
-            f"query {query.shape}, key {key.shape}, value {value.shape}",
-            "query (b, *spatial, n, k), key (b, *spatial, m, k), value (b, *spatial, m, v), with "
-            "one to three spatial axes",
+            got,
+            "query (b, *spatial, n, k), key (b, *spatial, m, k), value (b, *spatial, m, v), n a "
+            "multiple of m, with one to three spatial axes, none of them empty",
             "Heads come before their channels: x.reshape(b, *spatial, n, k)",
         )
+    check_dtypes(where, query, key, value)
     if not 1 <= (axis % query.ndim if -query.ndim <= axis < query.ndim else 0) <= rank:
         raise ShapeError(
             where,
@@ -151,21 +166,23 @@ def _checked(where: str, query, key, value, bias, mask, axis: int) -> int:
             f"axis={min(max(axis, 1), rank)}",
         )
     axis %= query.ndim
-    sizes = [x.shape[1:axis] + x.shape[axis + 1 : -2] for x in (query, key, value)]
-    if sizes.count(sizes[0]) < 3 or 0 in (*query.shape, *key.shape, *value.shape):
+    of_query, of_key = (x.shape[:axis] + x.shape[axis + 1 : -2] for x in (query, key))
+    if of_query != of_key or key.shape[:-2] != value.shape[:-2]:
         raise ShapeError(
             where,
-            f"query {query.shape}, key {key.shape}, value {value.shape} and axis={axis}",
-            "images of one size, but for the axis, and none empty",
+            f"{got} and axis={axis}",
+            "images of one size, but for query's along the axis",
             "Attend along an axis that all lines have in common",
         )
-    for name, array in (("bias", bias), ("mask", mask)):
-        if array is not None and array.ndim > 3:
-            raise ShapeError(
-                where,
-                f"{name} of shape {array.shape}",
-                f"a shape that broadcasts to (n, t, s) = "
-                f"{(query.shape[-2], query.shape[axis], key.shape[axis])}",
-                f"Use one {name} for all lines",
-            )
     return axis
+
+
+def _as_scores(
+    where: str, name: str, given: ArrayLike | None, scores: tuple[int, ...]
+) -> Array | None:
+    """A bias or a mask, so called by the caller, if it fits scores (n, t, s)."""
+    if given is None:
+        return None
+    array = as_array(where, name, given)
+    check_scores(where, name, array, "(n, t, s)", scores)
+    return array

@@ -5,6 +5,7 @@ from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.attention.scores import Options
@@ -14,17 +15,35 @@ from biojax.typing import Array, ArrayLike
 __all__ = [
     "as_array",
     "as_lengths",
+    "check_arrays",
+    "check_dtypes",
     "check_images",
+    "check_kind",
     "check_options",
+    "check_scores",
     "check_tokens",
+    "for_each_axis",
     "scaled",
     "seeing_queries",
     "seen_keys",
 ]
 
 
+def check_arrays(where: str, **given: Any) -> None:
+    """Refuse lists and numbers, so called by the caller: they have no dtype to compute in."""
+    for name, each in given.items():
+        if not _is_array(each):
+            raise ShapeError(
+                where,
+                f"{name} of {type(each).__name__}",
+                "an array",
+                "Make it one, of the dtype to compute in: jnp.asarray",
+            )
+
+
 def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
     """Refuse what is not query (b, t, n, k), key (b, s, m, k), value (b, s, m, v) of one dtype."""
+    check_arrays(where, query=query, key=key, value=value)
     if not (
         query.ndim == key.ndim == value.ndim == 4
         and query.shape[0] == key.shape[0] == value.shape[0]
@@ -40,11 +59,12 @@ def check_tokens(where: str, query: Array, key: Array, value: Array) -> None:
             "s, n, m, k and v at least 1",
             "Heads come third: x.reshape(b, t, n, k)",
         )
-    _check_dtypes(where, query, key, value)
+    check_dtypes(where, query, key, value)
 
 
 def check_images(where: str, query: Array, key: Array, value: Array) -> None:
     """Refuse what is not query and key (b, *spatial, n, k), value (b, *spatial, n, v)."""
+    check_arrays(where, query=query, key=key, value=value)
     if not (
         1 <= query.ndim - 3 <= 3
         and query.shape == key.shape
@@ -58,10 +78,11 @@ def check_images(where: str, query: Array, key: Array, value: Array) -> None:
             "spatial axes, none of them empty",
             "Heads come before their channels: x.reshape(b, *spatial, n, k)",
         )
-    _check_dtypes(where, query, key, value)
+    check_dtypes(where, query, key, value)
 
 
-def _check_dtypes(where: str, query: Array, key: Array, value: Array) -> None:
+def check_dtypes(where: str, query: Array, key: Array, value: Array) -> None:
+    """Refuse three dtypes that are not one and floating."""
     if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
         raise ShapeError(
             where,
@@ -69,6 +90,50 @@ def _check_dtypes(where: str, query: Array, key: Array, value: Array) -> None:
             "one floating dtype for all three",
             "Convert them with astype",
         )
+
+
+def check_scores(where: str, name: str, array: Array, axes: str, shape: tuple[int, ...]) -> None:
+    """Refuse a bias or a mask that does not broadcast to scores, (b, n, t, s) or others.
+
+    Args:
+      where: the function that asks.
+      name: "bias" or "mask".
+      array: the one so called.
+      axes: of the scores, as the caller's documentation names them.
+      shape: of the scores.
+    """
+    if not _broadcasts(array.shape, shape):
+        raise ShapeError(
+            where,
+            f"{name} of shape {array.shape}",
+            f"a shape that broadcasts to {axes} = {shape}",
+            f"Put axes of length 1 where the {name} does not vary",
+        )
+    check_kind(where, name, array)
+
+
+def check_kind(where: str, name: str, array: Array) -> None:
+    """Refuse a mask that is not boolean, and a bias that is not of floating numbers."""
+    if name == "mask" and array.dtype != jnp.bool_:
+        raise ShapeError(
+            where,
+            f"mask of {array.dtype}",
+            "a boolean mask, True where a query may look",
+            "Write mask != 0, or pass numbers to be added as bias",
+        )
+    if name == "bias" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ShapeError(
+            where,
+            f"bias of {array.dtype}",
+            "floating numbers, which are added to the scaled products",
+            "Convert it with astype, or pass what a query may see as mask",
+        )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(
+        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
+    )
 
 
 def check_options(where: str, options: Options) -> None:
@@ -122,7 +187,7 @@ def scaled(where: str, query: Array, scale: float | Array | None) -> tuple[Array
 
 def as_array(where: str, name: str, given: Any) -> Array:
     """Numbers in lists, so called by the caller, as an array; arrays as they are."""
-    if hasattr(given, "shape") and hasattr(given, "dtype"):
+    if _is_array(given):
         return given
     try:
         return jnp.asarray(given)
@@ -133,6 +198,15 @@ def as_array(where: str, name: str, given: Any) -> Array:
             "an array",
             "Pass numbers, as many in each row",
         ) from error
+
+
+def _is_array(given: Any) -> bool:
+    return hasattr(given, "shape") and hasattr(given, "dtype")
+
+
+def for_each_axis(given: Any, rank: int) -> tuple:
+    """What is given for each axis, or one for all of `rank` axes. Neither is checked."""
+    return tuple(given) if np.iterable(given) else (given,) * rank
 
 
 def as_lengths(where: str, name: str, given: Any, b: int) -> Array:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 from jax import lax
 
-from biojax.errors import ShapeError
+from biojax.errors import ConfigError, ShapeError
 from biojax.kernels.attention import neighborhood_blocked, neighborhood_xla
-from biojax.kernels.attention.checks import check_images, scaled
+from biojax.kernels.attention.checks import check_images, for_each_axis, scaled
 from biojax.kernels.attention.neighbors import Axis, part_of, with_halo
 from biojax.kernels.axes import per_axis
 from biojax.kernels.dispatch import select
@@ -69,7 +70,7 @@ def neighborhood_attention(
       ShapeError: the arrays do not fit together; a kernel that, dilated, is larger than the image;
         a stride above the kernel's size; parts that are smaller than what they need of their
         neighbours, at most (kernel_size - 1) * dilation voxels.
-      ConfigError: an unknown implementation.
+      ConfigError: an unknown implementation; axis_names that are of no mesh here.
 
     The softmax is computed in at least float32. "xla" keeps all scores, voxels^2 for each head;
     "blocked" computes tile by tile, also its gradients, which are in reverse mode, and its memory
@@ -91,13 +92,14 @@ def neighborhood_attention(
     where = "neighborhood_attention"
     check_images("neighborhood_attention", query, key, value)
     sizes = query.shape[1:-2]
-    names = tuple(axis_names or (None,) * len(sizes))
-    causal = (is_causal,) * len(sizes) if isinstance(is_causal, bool) else tuple(is_causal)
-    if not len(names) == len(causal) == len(sizes):
+    names = for_each_axis(axis_names, len(sizes))
+    causal = for_each_axis(is_causal, len(sizes))
+    is_bool = all(isinstance(each, bool | np.bool_) for each in causal)
+    if not (len(names) == len(causal) == len(sizes) and is_bool):
         raise ShapeError(
             where,
             f"is_causal={is_causal!r} and axis_names={axis_names!r} for an image of {sizes}",
-            f"one of each for all of the {len(sizes)} axes",
+            f"a bool and a name or None for each of the {len(sizes)} axes",
             "Give as many as there are spatial axes",
         )
     kernel, dilation, stride = (
@@ -108,10 +110,10 @@ def neighborhood_attention(
             ("stride", stride),
         )
     )
-    parts = [1 if name is None else lax.axis_size(name) for name in names]
+    parts = [_parts(where, name) for name in names]
     whole = [n * p for n, p in zip(sizes, parts, strict=True)]
     _check_windows(whole, kernel, dilation, stride)
-    axes = tuple(map(Axis, whole, kernel, dilation, stride, causal, names, parts))
+    axes = tuple(map(Axis, whole, kernel, dilation, stride, map(bool, causal), names, parts))
     halo = [part_of(where, axis) for axis in axes]
     key, value = (with_halo(x, axes, halo) for x in (key, value))
     query, scale = scaled(where, query, scale)
@@ -121,6 +123,18 @@ def neighborhood_attention(
     }
     run = select(where, implementations, implementation, partial(_rule, sizes))
     return left_to_compiler(partial(_run, run, axes, scale, precision), query, key, value)
+
+
+def _parts(where: str, name: str | None) -> int:
+    try:
+        return 1 if name is None else lax.axis_size(name)
+    except NameError as error:
+        raise ConfigError(
+            where,
+            f"{name!r} in axis_names",
+            "an axis of the mesh of a surrounding jax.shard_map",
+            "Call it inside of jax.shard_map, or leave axis_names out",
+        ) from error
 
 
 def _run(run, axes, scale, precision, query, key, value) -> Array:

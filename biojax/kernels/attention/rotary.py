@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 
 from biojax.errors import ConfigError, ShapeError
+from biojax.kernels.attention.checks import check_arrays, for_each_axis
 from biojax.kernels.dispatch import accumulator
 from biojax.typing import Array
 
@@ -36,7 +38,7 @@ def rotary_angles(
       fastest.
 
     Raises:
-      ShapeError: no axis, or one that is empty.
+      ShapeError: no axis, or one that is empty or no whole number.
       ConfigError: a head of fewer than two channels for each axis.
 
     Sources: Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021,
@@ -47,8 +49,8 @@ def rotary_angles(
     >>> rotary_angles((2, 2), 4)
     Array([[0., 0.], [0., 1.], [1., 0.], [1., 1.]], dtype=float32)
     """
-    grid = (grid,) if isinstance(grid, int) else tuple(grid)
-    if not grid or min(grid) < 1:
+    grid = for_each_axis(grid, 1)
+    if not grid or not all(isinstance(n, int | np.integer) and n >= 1 for n in grid):
         raise ShapeError(
             "rotary_angles",
             f"grid={grid}",
@@ -87,7 +89,8 @@ def rotary(x: Array, angles: Array) -> Array:
       (b, t, n, k), of x's dtype; computed in at least float32.
 
     Raises:
-      ShapeError: the angles are not those of x's tokens, or more than its pairs of channels.
+      ShapeError: x is not of tokens and heads; the angles are not those of x's tokens, or more
+        than its pairs of channels.
 
     Source: Su et al., "RoFormer", 2021, equation 34.
 
@@ -95,16 +98,23 @@ def rotary(x: Array, angles: Array) -> Array:
     >>> rotary(x, jnp.array([[jnp.pi / 2]])).round(3).ravel()
     Array([-0.,  1.,  5.], dtype=float32)
     """
+    check_arrays("rotary", x=x, angles=angles)
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ShapeError(
+            "rotary",
+            f"x of {x.dtype} and shape {x.shape}",
+            "floating numbers of shape (b, t, n, k)",
+            "Make one axis, t, of those of space: x.reshape(b, t, n, k)",
+        )
     b, t, n, k = x.shape
-    m = angles.shape[-1]
-    if angles.shape not in ((t, m), (b, t, m)) or 2 * m > k:
+    if angles.shape[:-1] not in ((t,), (b, t)) or 2 * angles.shape[-1] > k:
         raise ShapeError(
             "rotary",
             f"angles {angles.shape} for heads {x.shape}",
             f"angles ({t}, m) or ({b}, {t}, m) with m up to {k // 2}",
             "Make them by rotary_angles for this grid, head size and number of prefix tokens",
         )
-    wide = accumulator(x.dtype)
+    m, wide = angles.shape[-1], accumulator(x.dtype)
     angles = angles.astype(wide)[..., None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     pairs = x[..., : 2 * m].astype(wide).reshape(b, t, n, m, 2)

@@ -3,14 +3,22 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from biojax.errors import ShapeError
 from biojax.kernels.attention import window_blocked, window_xla
-from biojax.kernels.attention.checks import check_images, scaled
+from biojax.kernels.attention.checks import (
+    as_array,
+    check_images,
+    check_kind,
+    for_each_axis,
+    scaled,
+)
 from biojax.kernels.attention.windows import Settings
 from biojax.kernels.axes import per_axis
 from biojax.kernels.dispatch import accumulator, of_arrays, platform, select
 from biojax.kernels.meshes import left_to_compiler
-from biojax.typing import Array, IntOrTuple, Precision
+from biojax.typing import Array, ArrayLike, IntOrTuple, Precision
 
 __all__ = ["window_attention"]
 
@@ -23,7 +31,7 @@ def window_attention(
     query: Array,
     key: Array,
     value: Array,
-    bias: Array | None = None,
+    bias: ArrayLike | None = None,
     *,
     window_size: IntOrTuple,
     shift: int | Sequence[int] = 0,
@@ -75,14 +83,8 @@ def window_attention(
     check_images("window_attention", query, key, value)
     spatial = query.shape[1:-2]
     window, shifts = _check_windows(spatial, window_size, shift)
-    scores = (query.shape[-2], *(math.prod(window),) * 2)
-    if bias is not None and bias.shape != scores:
-        raise ShapeError(
-            "window_attention",
-            f"bias of shape {bias.shape}",
-            f"(n, w, w) = {scores}",
-            "Make it for these windows: relative_bias(table, window_size)",
-        )
+    if bias is not None:
+        bias = _checked_bias(bias, (query.shape[-2], *(math.prod(window),) * 2))
     query, by = scaled("window_attention", query, scale)
     settings = Settings(window, shifts, by, precision)
     run = select(
@@ -104,6 +106,20 @@ def _choose(query: Array, window: tuple[int, ...]) -> tuple[str, str]:
     return "blocked", "scores stay in cache on CPU"
 
 
+def _checked_bias(given: ArrayLike, scores: tuple[int, ...]) -> Array:
+    where = "window_attention"
+    bias = as_array(where, "bias", given)
+    if bias.shape != scores:
+        raise ShapeError(
+            where,
+            f"bias of shape {bias.shape}",
+            f"(n, w, w) = {scores}",
+            "Make it for these windows: relative_bias(table, window_size)",
+        )
+    check_kind(where, "bias", bias)
+    return bias
+
+
 def _check_windows(
     spatial: tuple[int, ...], window_size: IntOrTuple, shift: int | Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -119,14 +135,14 @@ def _check_windows(
             "Pad or crop the image",
             f"{fits}",
         )
-    shifts = (shift,) * len(spatial) if isinstance(shift, int) else tuple(shift)
+    shifts = for_each_axis(shift, len(spatial))
     if len(shifts) != len(window) or not all(
-        0 <= s < w for s, w in zip(shifts, window, strict=True)
+        isinstance(s, int | np.integer) and 0 <= s < w for s, w in zip(shifts, window, strict=True)
     ):
         raise ShapeError(
             where,
             f"shift={shift!r} for windows of {window}",
-            "numbers from 0 to below the window's size, one for all axes or one each",
+            "integers from 0 to below the window's size, one for all axes or one each",
             "Shift by half a window: window_size // 2",
         )
-    return window, shifts
+    return window, tuple(map(int, shifts))
