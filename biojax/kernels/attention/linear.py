@@ -53,7 +53,8 @@ def linear_attention(
       key_lengths: how many keys there are, (b,), whole numbers; those after them are not seen.
       is_causal: query i sees keys 0 to i only.
       feature_map: phi, of arrays (..., k) to arrays (..., f) of numbers that are not negative; it
-        sees numbers of at least float32.
+        sees numbers of at least float32. Outside of `jax.jit` pass a function that has a name, as
+        each lambda that is written in the call is compiled anew.
       chunk: queries that are computed at once if causal, and of which gradients keep one matrix;
         as many as a feature has numbers, at least 64, if None.
       precision: passed to every product, as in `jax.lax`; "highest" if None, since all of them
