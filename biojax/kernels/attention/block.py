@@ -176,5 +176,6 @@ class Block(NamedTuple):
 
     def _start(self, array: Array) -> tuple:
         first = self.i * self.plan.queries[1], self.j * self.plan.keys[1]
-        starts = self.image, self.head, *first
+        b, n, *_ = array.shape  # heads are all, or those that share keys
+        starts = self.image % b, self.head % n, *first
         return tuple(start if n > 1 else 0 for n, start in zip(array.shape, starts, strict=True))

@@ -6,8 +6,7 @@ what was summed is scaled down (Dao et al., "FlashAttention", NeurIPS 2022, sect
 Staats, "Self-attention does not need O(n^2) memory", 2021). The way back computes the scores of a
 block again, from the rows' log-sum-exp (Dao et al., appendix B.4).
 
-One head after the other is held in blocks on a CPU. Elsewhere all are together, but not for the
-gradient of a bias, to which heads and images add.
+One head after the other is held in blocks on a CPU, all together elsewhere.
 
 A block of scores is held with the keys first, (s, t). Maxima and sums over keys are then sums of
 rows, which the compiler computes in vectors on a CPU, where along a row it goes number by number.
@@ -45,13 +44,16 @@ def attention(*args) -> tuple[Array, Array]:
     return _attention(args[-1], inputs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(options: Options, inputs: Inputs) -> tuple[Array, Array]:
-    return forward(options, inputs)
+def _rounded(options: Options, inputs: Inputs) -> tuple[Array, Array]:
+    y, lse = forward(options, inputs)
+    return y.astype(inputs.query.dtype), lse
+
+
+_attention = jax.custom_vjp(_rounded, nondiff_argnums=(0,))
 
 
 def _attention_fwd(options: Options, inputs: Inputs) -> tuple[tuple[Array, Array], tuple]:
-    y, lse = forward(options, inputs)
+    y, lse = _rounded(options, inputs)
     return (y, lse), (inputs, y, lse)
 
 
@@ -65,7 +67,7 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 
 @functools.partial(jax.jit, static_argnums=0)  # outside of jit, too, compiled once
 def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
-    """The result (b, t, n, v) of query's dtype, and the log-sum-exp of the logits (b, t, n)."""
+    """The result (b, t, n, v) and the log-sum-exp of the logits (b, t, n), float32 at least."""
     plan, wide = plan_of(inputs, QUERIES, KEYS), accumulator(inputs.query.dtype)
     small = are_small(inputs.query, inputs.key, inputs.bias, options.scale)
     arrays, options, scale = _prepared(inputs, plan, options)
@@ -97,8 +99,7 @@ def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
             state += () if small else (jnp.full(size, -jnp.inf, wide),)
             state = _varying(state, inputs)
             total, y, *peak = lax.fori_loop(0, block.key_blocks(), step, state)
-            y = (y / jnp.where(total > 0, total, 1.0)).astype(q.dtype)
-            return y, sum(peak, jnp.log(total))
+            return y / jnp.where(total > 0, total, 1.0), sum(peak, jnp.log(total))
 
         return None, lax.map(queries, jnp.arange(len(q)))
 
@@ -108,7 +109,7 @@ def forward(options: Options, inputs: Inputs) -> tuple[Array, Array]:
     ways = functools.partial(walk, True), functools.partial(walk, False)
     y, lse = lax.cond(small, *ways, *arrays[:3])
     n = plan.m * plan.g
-    y = _tokens(y.swapaxes(-2, -1), plan, n, plan.t).astype(inputs.query.dtype)
+    y = _tokens(y.swapaxes(-2, -1), plan, n, plan.t)
     return y, _tokens(lse[..., None], plan, n, plan.t)[..., 0]
 
 
@@ -153,14 +154,14 @@ def backward(
         (dk, dv, dbias), dq = lax.scan(queries, (*sums, dbias), jnp.arange(len(q)))
         return dbias, (dq, dk, dv)
 
-    dbias = None if arrays.bias is None else _varying(jnp.zeros(arrays.bias.shape, wide), inputs)
+    dbias = None if arrays.bias is None else _varying(_no_gradient(arrays.bias, plan), inputs)
     rows = dy.astype(arrays.query.dtype), lse[..., None], common[..., None]
     dbias, (dq, dk, dv) = _over_heads(head, plan, dbias, *arrays[:3], *rows)
     dq = _tokens(dq.swapaxes(-2, -1), plan, plan.m * plan.g, plan.t)
     dk, dv = (_tokens(x, plan, plan.m, plan.s) for x in (dk, dv))
     if inputs.bias is not None:
         inside = tuple(slice(n) for n in _four(inputs.bias).shape)
-        dbias = dbias[inside].reshape(inputs.bias.shape)
+        dbias = _over_all(dbias, plan, _four(inputs.bias).shape)[inside].reshape(inputs.bias.shape)
     return Inputs(dq, dk, dv, dbias)
 
 
@@ -203,6 +204,22 @@ def _in_blocks(x: Array, cut: tuple[int, int], value: float = 0.0) -> Array:
     return x.swapaxes(0, 1).reshape(-1, size, x.shape[-1])
 
 
+def _no_gradient(bias: Array, plan: Plan) -> Array:
+    """Zeros that heads taken one after the other add to, or each of them where all are together."""
+    b, n, *sizes = bias.shape
+    if platform() != "cpu":
+        b, n = 1, min(n, plan.g)
+    return jnp.zeros((b, n, *sizes), accumulator(bias.dtype))
+
+
+def _over_all(dbias: Array, plan: Plan, shape: tuple[int, ...]) -> Array:
+    """The gradient of a bias of that shape, out of those of each head of keys."""
+    if platform() == "cpu":
+        return dbias
+    dbias = dbias.reshape(plan.b, -1, *dbias.shape[-2:])
+    return dbias.sum(axis=[i for i in (0, 1) if shape[i] == 1], keepdims=True)
+
+
 def _tokens(x: Array, plan: Plan, n: int, t: int) -> Array:
     """Blocks (..., size, c) of all n heads to (b, t, n, c)."""
     return x.reshape(plan.b, n, -1, x.shape[-1]).swapaxes(1, 2)[:, :t]
@@ -212,11 +229,11 @@ def _over_heads(head: Callable, plan: Plan, carry: Array | None, *arrays: Array)
     """What head(carry, r, *arrays of head r) gives for each head of keys, and the last carry.
 
     Arrays are (b, t, m * g, c), of one head (t, g, c). On a CPU, where a block of one head fills
-    the cores, heads are taken one after the other, and only one is held in blocks; so they are
-    where they have a carry, elsewhere all together.
+    the cores, heads are taken one after the other, and only one is held in blocks; elsewhere all
+    together, each with a carry of its own.
     """
     b, m = plan.b, plan.m
-    if platform() == "cpu" or carry is not None:
+    if platform() == "cpu":
 
         def of_one(carry: Array | None, r: Array) -> tuple:
             own = []
@@ -229,7 +246,7 @@ def _over_heads(head: Callable, plan: Plan, carry: Array | None, *arrays: Array)
         return lax.scan(of_one, carry, jnp.arange(b * m))
     # Images and heads stay two axes, either of which may be spread over devices.
     split = (x.reshape(b, x.shape[1], m, -1, x.shape[3]) for x in arrays)
-    of_image = jax.vmap(functools.partial(head, None), in_axes=(0, *(1 for _ in arrays)))
+    of_image = jax.vmap(functools.partial(head, carry), in_axes=(0, *(1 for _ in arrays)))
     return jax.vmap(of_image)(jnp.arange(b * m).reshape(b, m), *split)
 
 

@@ -1,18 +1,20 @@
 """Scaled dot-product attention: every query may look at every key."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from biojax.errors import ShapeError
+from biojax.errors import UnsupportedError
 from biojax.kernels.attention import blocked, cudnn, pallas, xla
 from biojax.kernels.attention.block import Inputs
 from biojax.kernels.attention.checks import (
     as_array,
     as_lengths,
     check_options,
+    check_scores,
     check_tokens,
     scaled,
 )
@@ -67,7 +69,8 @@ def attention(
       implementation: "blocked", whose memory is linear in t + s, in reverse mode, and its gradients
         in forward mode, as in `jax.hessian`; "xla", which holds all t * s scores, in every mode;
         "cudnn", for 16 bits on NVIDIA's GPUs; "pallas", JAX's splash kernel on TPU, inside of
-        `jax.shard_map` where there are several; or None to choose one of the first two.
+        `jax.shard_map` where there are several; or None to choose one of the first two: the others
+        have been compiled for such devices, and not been timed on any.
 
     Returns:
       (b, t, n, v), of query's dtype. A query that may look nowhere gives zeros.
@@ -151,20 +154,29 @@ def _attend(
         dropout_key = jax.random.bits(inputs.dropout_key, (2,), jnp.uint32)
     inputs = inputs._replace(query=query, dropout_key=dropout_key)
 
-    def with_lse(run: Callable) -> Callable:
-        by_blocks = blocked.attention if where == "attention_and_lse" else lambda *_: (None, None)
-        return lambda *args: (run(*args), by_blocks(*args)[1])
-
     implementations = {
         "xla": xla.attention,
         "blocked": blocked.attention,
-        "cudnn": with_lse(cudnn.attention),
-        "pallas": with_lse(pallas.attention),
+        "cudnn": partial(_alone, where, "cudnn", cudnn.attention),
+        "pallas": partial(_alone, where, "pallas", pallas.attention),
     }
     run = select(where, implementations, name, lambda: _rule(query, inputs.key))
     run = _of_none if 0 in query.shape else run
     alone, arrays = of_arrays(run, (*inputs, options), {})
     return left_to_compiler(alone, *arrays)
+
+
+def _alone(where: str, name: str, run: Callable, *args: Any) -> tuple[Array, None]:
+    """What an implementation without a log-sum-exp finds."""
+    if where == "attention_and_lse":
+        raise UnsupportedError(
+            where,
+            f"implementation={name!r}, which gives no log-sum-exp with a gradient",
+            "one that does",
+            "Leave it out, or call attention",
+            "implementation='blocked'",
+        )
+    return run(*args), None
 
 
 def _of_none(query: Array, _, value: Array, *__) -> tuple[Array, Array]:
@@ -192,38 +204,8 @@ def _as_arrays(where: str, inputs: Inputs) -> Inputs:
     for name in ("bias", "mask"):
         if (given := getattr(inputs, name)) is not None:
             found[name] = as_array(where, name, given)
-            _check_scores(where, name, found[name], scores)
+            check_scores(where, name, found[name], "(b, n, t, s)", scores)
     for name in ("query_lengths", "key_lengths"):
         if (given := getattr(inputs, name)) is not None:
             found[name] = as_lengths(where, name, given, b)
     return inputs._replace(**found)
-
-
-def _check_scores(where: str, name: str, array: Array, scores: tuple[int, ...]) -> None:
-    if not _broadcasts(array.shape, scores):
-        raise ShapeError(
-            where,
-            f"{name} of shape {array.shape}",
-            f"a shape that broadcasts to (b, n, t, s) = {scores}",
-            f"Put axes of length 1 where the {name} does not vary",
-        )
-    if name == "mask" and array.dtype != jnp.bool_:
-        raise ShapeError(
-            where,
-            f"mask of {array.dtype}",
-            "a boolean mask, True where a query may look",
-            "Write mask != 0, or pass numbers to be added as bias",
-        )
-    if name == "bias" and not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ShapeError(
-            where,
-            f"bias of {array.dtype}",
-            "floating numbers, which are added to the scaled products",
-            "Convert it with astype, or pass what a query may see as mask",
-        )
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return len(shape) <= len(to) and all(
-        n in (1, m) for n, m in zip(reversed(shape), reversed(to), strict=False)
-    )

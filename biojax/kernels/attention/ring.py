@@ -81,7 +81,8 @@ def ring_attention(
 
     Partial results and gradients are summed in at least float32. A device holds its own part, two
     parts of keys and values that go round, and two of their gradients; of the scores no more than
-    `attention` by blocks does. So memory is proportional to 1 / p. Reverse mode only.
+    `attention` by blocks does. So memory is proportional to 1 / p. Gradients are in
+    reverse mode, and can be differentiated forward.
 
     >>> from jax.sharding import PartitionSpec as P
     >>> mesh = jax.make_mesh((2,), ("t",), (jax.sharding.AxisType.Auto,))
@@ -134,8 +135,7 @@ def _attend(axis_name: str, options: Options, query: Array, keys: _Keys) -> Arra
 
 def _forward(axis_name, options, query, keys):
     def part(keys: _Keys, options: Options, query: Array = query) -> tuple[Array, Array]:
-        y, lse = blocked.forward(options, _inputs(query, keys))
-        return y.astype(lse.dtype), lse
+        return blocked.forward(options, _inputs(query, keys))
 
     def of_others(keys: _Keys, is_earlier: Array) -> tuple[Array, Array]:
         rest = options._replace(is_causal=False)
