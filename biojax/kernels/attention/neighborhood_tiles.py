@@ -15,9 +15,9 @@ __all__ = ["Cut", "Plan", "plan_of"]
 # Scores of a step: in cache, on the CPUs of today, and long to compute beside what a step costs.
 SCORES = 2**20
 # Tiles that go together at most: each is sliced out by an operation of its own.
-GROUP = 8
+GROUP = 4
 # What a step costs beside its scores, and what a key of a box does, in scores (measured on a CPU).
-STEP, KEY = 2**14, 16
+STEP, KEY = 2**13, 16
 # Queries of a tile along an axis.
 _TILES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
