@@ -19,8 +19,12 @@ FeatureMap = Callable[[Array], Array]
 
 
 def elu_plus_one(x: Array) -> Array:
-    """1 + x above 0 and exp(x) below: positive, as weights have to be."""
-    return jnp.where(x > 0, 1 + x, jnp.exp(jnp.minimum(x, 0)))
+    """1 + x above 0 and exp(x) below: positive, as weights have to be.
+
+    >>> jax.grad(elu_plus_one)(0.0)
+    Array(1., dtype=float32, weak_type=True)
+    """
+    return jnp.where(x > 0, 1 + x, jnp.exp(jnp.where(x > 0, 0, x)))
 
 
 def linear_attention(
