@@ -63,8 +63,8 @@ def test_the_least_bias_hides_nothing_of_a_side_and_all_of_the_other():
 
 def test_products_are_of_bfloat16_on_accelerators(monkeypatch):
     monkeypatch.setattr(window_blocked, "platform", lambda: "gpu")
-    window_blocked._forward.clear_cache()
-    arrays = [jax.ShapeDtypeStruct((1, 6, 6, 2, 4), jnp.bfloat16)] * 3
+    # Of a shape that no other test compiles, for a CPU.
+    arrays = [jax.ShapeDtypeStruct((1, 6, 6, 2, 5), jnp.bfloat16)] * 3
 
     def attend(*arrays):
         y, vjp = jax.vjp(
@@ -77,4 +77,3 @@ def test_products_are_of_bfloat16_on_accelerators(monkeypatch):
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert products
     assert all(line.count("bf16>") == 2 and line.endswith("f32>") for line in products)
-    window_blocked._forward.clear_cache()
