@@ -148,7 +148,7 @@ def _places(plan: Plan, axes: Sequence[Axis]) -> _Place:
 def _hidden(place: _Place, plan: Plan, dtype: Dtype) -> Array:
     """Minus infinity for keys of its box that a query of a step does not see, (group, m, s).
 
-    Written down, which takes one head's time: XLA would compute it for every head and image.
+    Added to logits, which takes XLA on a CPU less time than to choose between two for each.
     """
     seen = []
     for begin, end, cut in zip(place.begin, place.end, plan.cuts, strict=True):
@@ -158,7 +158,7 @@ def _hidden(place: _Place, plan: Plan, dtype: Dtype) -> Array:
     every = z[:, :, None, None, :, None, None] & y[:, None, :, None, None, :, None]
     every = every & x[:, None, None, :, None, None, :]
     every = every.reshape(plan.group, math.prod(every.shape[1:4]), -1)
-    return lax.optimization_barrier(jnp.where(every, 0.0, -jnp.inf).astype(dtype))
+    return jnp.where(every, 0.0, -jnp.inf).astype(dtype)
 
 
 def _boxes(x: Array, starts: Sequence[Array], plan: Plan) -> Array:
